@@ -1,0 +1,1 @@
+"""Diffusers pipelines that also run on their own, straight from the Hub."""

@@ -1,0 +1,1 @@
+"""The training loops: adapter, segmenter and base, one readable file each."""
