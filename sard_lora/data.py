@@ -1,0 +1,283 @@
+"""Categories of images: opened from disk, checked for everything that can be wrong with them, and split.
+
+The folder layouts are described in `sard_lora.layouts`. A `manifest.csv` at the category's root (columns
+`path,group`, paths relative to it) says which images show the same part; without it every image is its own.
+"""
+
+import csv
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sard_lora.images import DataError, Problem, load_image, load_mask
+from sard_lora.layouts import GOOD, Sample, find_layout, scan
+
+
+@dataclass(frozen=True)
+class Category:
+    """One product class: its samples sorted by path, and what is wrong with the folder as a whole."""
+
+    root: Path
+    name: str
+    layout: str
+    train_normals: tuple[Sample, ...]
+    test_normals: tuple[Sample, ...]
+    anomalies: tuple[Sample, ...]
+    folder_problems: tuple[Problem, ...] = ()
+
+    @property
+    def defects(self) -> tuple[str, ...]:
+        """Names of the defects, sorted."""
+        return tuple(sorted({sample.defect for sample in self.anomalies}))
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Every sample: normal images of both sides, then the anomalies."""
+        return (*self.train_normals, *self.test_normals, *self.anomalies)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who may see what. No group is in more than one of (`train` and `normals`), `dev`, `test`."""
+
+    train: tuple[Sample, ...]
+    """Anomalies that the generator may see."""
+    normals: tuple[Sample, ...]
+    """Normal images for training and for filling with defects."""
+    dev: tuple[Sample, ...]
+    """Held back, anomalies and normal images: choices are made here."""
+    test: tuple[Sample, ...]
+    """Held back, anomalies and normal images: final figures only."""
+    unused: tuple[Sample, ...]
+    """Left out, because their group is on the other side or `shots` asked for fewer."""
+
+
+def open_category(root: Path | str, category: str | None = None) -> Category:
+    """The category whose folder `root` is, or that `root` holds under the name `category`.
+
+    Where `root` is a category's folder itself, `category` only names it. Only names are read, no pixels:
+    `find_problems` does that. Raises `FileNotFoundError` for a folder that is not there, `ValueError` for one
+    that has no known layout or whose manifest cannot be read.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. Give the folder of a category, or of several.")
+    folder = root / category if category and find_layout(root / category) else root
+    layout = find_layout(folder)
+    if layout is None:
+        raise ValueError(_unknown_layout(root, category))
+    groups, problems = _read_manifest(folder)
+    train_normals, test_normals, anomalies, strays = scan(folder, layout, groups)
+    listed = {sample.image for sample in (*train_normals, *test_normals, *anomalies)}
+    if groups:
+        problems += [
+            Problem(
+                path,
+                "not listed in manifest.csv",
+                "Add a line with its group, so that no part is on both sides",
+            )
+            for path in sorted(listed)
+            if path.relative_to(folder).as_posix() not in groups
+        ]
+    return Category(
+        root=folder,
+        name=category or folder.resolve().name,
+        layout=layout,
+        train_normals=tuple(train_normals),
+        test_normals=tuple(test_normals),
+        anomalies=tuple(anomalies),
+        folder_problems=(*problems, *strays),
+    )
+
+
+def find_problems(category: Category) -> list[Problem]:
+    """Everything that is wrong with a category. Reads every file once, a few at a time."""
+    problems = list(category.folder_problems)
+    if not category.train_normals:
+        wanted = {"mvtec": "train/good", "btad": "train/ok", "paired": "good"}[category.layout]
+        problems.append(Problem(category.root / wanted, "no normal images", "Put images of good parts there"))
+    if not category.anomalies:
+        wanted = {"mvtec": "test/<defect>", "btad": "test/ko", "paired": "images"}[category.layout]
+        fix = "Put images with a defect there, and their masks beside as the layout has it"
+        problems.append(Problem(category.root / wanted, "no defect images", fix))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for found in pool.map(lambda sample: _sample_problems(category, sample), category.samples):
+            problems += found
+    return problems
+
+
+def require_sound(category: Category) -> None:
+    """Raise `DataError`, listing every problem, unless there is none."""
+    if problems := find_problems(category):
+        raise DataError(problems)
+
+
+def few_shot_split(category: Category, shots: int | None = None) -> Split:
+    """Cut a category by group: a third of each defect's groups for the generator, the rest held back.
+
+    A defect's quota is `floor(groups / 3)`, but at least one. Groups come in sorted order, and one joins the
+    training side when every defect it holds is still short of its quota. Everything a group has follows it:
+    `train/good` images of held-back groups and `test/good` images of training groups are unused, and a
+    normal-only group with images in both is held back. What is held back alternates between `test` and `dev`,
+    per defect and for the normal-only groups. `shots` keeps only the first so many training groups of each
+    defect; nothing else depends on it.
+
+    Raises `ValueError` where a defect has fewer than two groups, or none that fits the quotas.
+    """
+    if shots is not None and shots < 1:
+        raise ValueError(
+            f"shots: {shots} is not a number of images. Give 1 or more, or leave it out for a third."
+        )
+    holders = _groups_by_defect(category.anomalies)
+    train_groups = _training_groups(category, holders)
+    test_normal_groups = {sample.group for sample in category.test_normals}
+    held_back = {group for groups in holders.values() for group in groups} | test_normal_groups
+    held_back -= train_groups
+    test_groups = _test_groups(holders, held_back)
+
+    shown = {
+        (defect, group)
+        for defect, groups in holders.items()
+        for group in [group for group in groups if group in train_groups][:shots]
+    }
+    train = tuple(sample for sample in category.anomalies if (sample.defect, sample.group) in shown)
+    normals = tuple(sample for sample in category.train_normals if sample.group not in held_back)
+    held = [s for s in (*category.anomalies, *category.test_normals) if s.group in held_back]
+    dev = tuple(sample for sample in held if sample.group not in test_groups)
+    test = tuple(sample for sample in held if sample.group in test_groups)
+    used = {*train, *normals, *dev, *test}
+    unused = tuple(sample for sample in category.samples if sample not in used)
+    return Split(train, normals, dev, test, unused)
+
+
+def fingerprint(samples: Iterable[Sample]) -> str:
+    """SHA-256 over names (folder and file) and bytes of images and masks, whatever their order."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        path for sample in samples for path in (sample.image, sample.mask) if path is not None
+    ):
+        digest.update(f"{path.parent.name}/{path.name}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _unknown_layout(root: Path, category: str | None) -> str:
+    looked = "train/good + test/<defect> + ground_truth/<defect> (MVTec-AD), "
+    looked += "train/ok + test/ko + ground_truth/ko (BTAD) or images + masks (+ good)"
+    names = [
+        path.name + "/" * path.is_dir() for path in sorted(root.iterdir()) if not path.name.startswith(".")
+    ]
+    found = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    categories = [path.name for path in sorted(root.iterdir()) if path.is_dir() and find_layout(path)]
+    subject = (
+        f"{root}: no category {category!r} here" if category else f"{root}: not the folder of a category"
+    )
+    message = f"{subject}. Looked for {looked}; found {found or 'nothing'}."
+    if categories:
+        return f"{message} It holds categories: choose one of {', '.join(categories)}."
+    return f"{message} Arrange the images in one of these layouts, or give the folder that holds them."
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
+    """Groups by image path relative to `folder` (none without a manifest), and what is wrong with them."""
+    path = folder / "manifest.csv"
+    if not path.exists():
+        return {}, []
+    groups: dict[str, str] = {}
+    problems = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"path", "group"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: needs the columns path and group, has {reader.fieldnames}. Add them.")
+        for number, row in enumerate(reader, start=2):
+            name, group = (row["path"] or "").strip().replace("\\", "/"), (row["group"] or "").strip()
+            if not name or not group:
+                problems.append(
+                    Problem(path, f"line {number} has no path or no group", "Fill it in or delete the line")
+                )
+            elif groups.setdefault(name, group) != group:
+                what = f"line {number} puts {name} into group {group}, an earlier line into {groups[name]}"
+                problems.append(Problem(path, what, "Keep one of the two"))
+            elif not (folder / name).is_file():
+                problems.append(
+                    Problem(
+                        path,
+                        f"line {number} names {name}, which is not there",
+                        "Restore it or delete the line",
+                    )
+                )
+    return groups, problems
+
+
+def _sample_problems(category: Category, sample: Sample) -> list[Problem]:
+    problems = []
+    size = None
+    try:
+        size = load_image(sample.image).size
+    except DataError as error:
+        problems += error.problems
+    if sample.defect == GOOD:
+        return problems
+    if sample.mask is None:
+        parts = {"mvtec": "ground_truth", "btad": "ground_truth", "paired": "masks"}
+        wanted = category.root / parts[category.layout]
+        fix = f"Draw it into {wanted} under the image's name, or move the image to the normal images"
+        return [*problems, Problem(sample.image, "a defect image without its mask", fix)]
+    try:
+        load_mask(sample.mask, size)
+    except DataError as error:
+        problems += error.problems
+    return problems
+
+
+def _groups_by_defect(anomalies: Sequence[Sample]) -> dict[str, list[str]]:
+    """Sorted groups that hold each defect, by sorted defect."""
+    groups = defaultdict(set)
+    for sample in anomalies:
+        groups[sample.defect].add(sample.group)
+    return {defect: sorted(groups[defect]) for defect in sorted(groups)}
+
+
+def _training_groups(category: Category, holders: dict[str, list[str]]) -> set[str]:
+    lone = [defect for defect, groups in holders.items() if len(groups) < 2]
+    if lone:
+        raise ValueError(
+            f"{category.root}: {', '.join(lone)} has a single group of images; one to train on and "
+            "one to test on are needed. Add images of another part, or take the defect out."
+        )
+    quota = {defect: max(1, len(groups) // 3) for defect, groups in holders.items()}
+    taken: Counter[str] = Counter()
+    train = set()
+    for group in sorted({group for groups in holders.values() for group in groups}):
+        defects = [defect for defect, groups in holders.items() if group in groups]
+        if all(taken[defect] < quota[defect] for defect in defects):
+            train.add(group)
+            taken.update(defects)
+    if starved := [defect for defect in holders if not taken[defect]]:
+        raise ValueError(
+            f"{category.root}: every group with {', '.join(starved)} also holds a defect whose third is "
+            "already full. Rename one of these groups in manifest.csv so that it sorts "
+            "first, or add images of other parts."
+        )
+    return train
+
+
+def _test_groups(holders: dict[str, list[str]], held_back: set[str]) -> set[str]:
+    """Every other held-back group, the first of each defect included; what remains is the dev side."""
+    seen: set[str] = set()
+    test: set[str] = set()
+    normal_only = sorted(held_back - {group for groups in holders.values() for group in groups})
+    for groups in [*holders.values(), normal_only]:
+        held = [group for group in groups if group in held_back]
+        balance = sum(1 if group in test else -1 for group in held if group in seen)
+        for group in held:
+            if group in seen:
+                continue
+            seen.add(group)
+            if balance <= 0:
+                test.add(group)
+            balance += 1 if group in test else -1
+    return test
