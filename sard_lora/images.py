@@ -64,9 +64,7 @@ def load_image(path: Path | str) -> Image.Image:
         return Image.fromarray(np.rint(levels / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         what = "a floating-point image has no known range"
-        raise DataError(
-            [Problem(path, what, "Convert it to 8-bit or 16-bit grey, scaled alike for all images")]
-        )
+        raise DataError([Problem(path, what, "Convert it to 8-bit or 16-bit grey, scaled alike for all images")])
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -74,24 +72,23 @@ def load_image(path: Path | str) -> Image.Image:
     return image.convert("RGB")
 
 
-def load_mask(path: Path | str, size: tuple[int, int]) -> Image.Image:
+def load_mask(path: Path | str, size: tuple[int, int] | None) -> Image.Image:
     """The anomaly mask as an "L" image of 0 (normal) and 255 (anomaly), with at least one pixel of 255.
 
-    `size` is the image's (width, height) after its EXIF rotation. Accepted are masks with two values, 0 and
-    any other: 0/255, 0/1 (which viewers show as black), bilevel, 16-bit, palette, RGB with equal channels.
+    `size` is the image's (width, height) after its EXIF rotation, or None where it is not known. Accepted are
+    masks with two values, 0 and any other: 0/255, 0/1 (which viewers show as black), bilevel, 16-bit, palette,
+    RGB with equal channels.
 
     Raises `FileNotFoundError`, and `DataError` for a mask that is damaged, empty, of another size, or has
     more than two values (anti-aliased or JPEG-compressed edges, several classes).
     """
     path = Path(path)
     mask = _decode(path, MASK_FIX)
-    if mask.size != tuple(size):
+    if size is not None and mask.size != tuple(size):
         what = f"the mask is {mask.width} × {mask.height} pixels, its image {size[0]} × {size[1]}"
         if mask.size == tuple(size)[::-1]:
             what += " (swapped: was the image rotated, by EXIF perhaps, after the mask was drawn?)"
-        raise DataError(
-            [Problem(path, what, "Export the mask at the image's own size, turned as the image is shown")]
-        )
+        raise DataError([Problem(path, what, "Export the mask at the image's own size, turned as the image is shown")])
     values = _mask_values(mask, path)
     marked = values != 0
     if not marked.any():
@@ -100,9 +97,7 @@ def load_mask(path: Path | str, size: tuple[int, int]) -> Image.Image:
     if (values[marked] != values[marked][0]).any():
         count = len(np.unique(values))
         fix = "Threshold it (for instance 255 where the value is above half of its maximum, 0 elsewhere)"
-        what = (
-            f"the mask is not binary: it holds {count} different values, as anti-aliasing or JPEG leaves them"
-        )
+        what = f"the mask is not binary: it holds {count} different values, as anti-aliasing or JPEG leaves them"
         raise DataError([Problem(path, what, f"{fix} and save it as PNG")])
     return Image.fromarray(marked.astype(np.uint8) * 255)
 
@@ -117,9 +112,7 @@ def _mask_values(mask: Image.Image, path: Path) -> np.ndarray:
     if mask.has_transparency_data:
         mask = mask.convert("RGBA")
         if mask.getchannel("A").getextrema()[0] < 255:
-            raise DataError(
-                [Problem(path, "the mask has transparent pixels", f"{MASK_FIX}, without transparency")]
-            )
+            raise DataError([Problem(path, "the mask has transparent pixels", f"{MASK_FIX}, without transparency")])
         mask = mask.convert("RGB")
     values = np.asarray(mask)
     if values.ndim == 2:
@@ -132,9 +125,7 @@ def _mask_values(mask: Image.Image, path: Path) -> np.ndarray:
 def _decode(path: Path, fix: str) -> Image.Image:
     """The whole first page, decoded and turned upright."""
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such file. Check the path, or restore the file from the original data."
-        )
+        raise FileNotFoundError(f"{path}: no such file. Check the path, or restore the file from the original data.")
     if path.stat().st_size == 0:
         raise DataError([Problem(path, "the file is empty (0 bytes)", fix)])
     try:

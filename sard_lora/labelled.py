@@ -1,0 +1,123 @@
+"""A labelled synthetic data set in MVTec-AD layout, written image by image.
+
+Readers of MVTec-AD (anomalib and others, and `sard_lora.data`) take the folder as it is. `datasets` reads images
+and masks side by side through the `metadata.jsonl` at its root:
+
+    load_dataset("imagefolder", data_dir=SET, data_files="metadata.jsonl", split="train")
+
+`data_files` is needed: without it `datasets` makes splits of the folders called train and test. One metadata file
+per image folder cannot name the masks, because `datasets` refuses paths that leave the metadata file's folder.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sard_lora.atomic import atomic_file, write_text
+from sard_lora.layouts import GOOD, Sample
+
+RECORD_KEY = "sard"
+
+
+class LabelledSet:
+    """Synthetic images of one category under `root`: `test/<defect>/NAME.png` and their masks in `ground_truth`.
+
+    An image exists as soon as its PNG does: the mask is written before it, its record travels inside it, and both
+    files appear whole or not at all. So a killed run leaves nothing half-made and can go on where it stopped.
+    """
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+
+    def has(self, defect: str, name: str) -> bool:
+        """Whether this image, its mask and its record are all there."""
+        return self._image(defect, name).is_file()
+
+    def names(self, defect: str) -> list[str]:
+        """Names of the images of a defect, sorted."""
+        return [path.stem for path in _visible(self.root / "test" / defect, "*.png")]
+
+    @property
+    def count(self) -> int:
+        """Number of defect images, of all defects together."""
+        return sum(1 for _ in self._images())
+
+    def add(self, defect: str, name: str, image: Image.Image, mask: np.ndarray, record: Mapping[str, Any]) -> None:
+        """Write an image, its mask ((H, W) bool, True = anomaly) and its record (JSON values by name).
+
+        Raises `ValueError` for an empty mask, one of another size, or a record that JSON or `datasets` cannot hold.
+        """
+        path = self._image(defect, name)
+        if defect == GOOD or Path(defect).name != defect or Path(name).name != name:
+            raise ValueError(f"{path}: {defect!r} and {name!r} must be plain names, and no defect is called good.")
+        if mask.dtype != bool or mask.shape != (image.height, image.width):
+            wanted = f"bool of shape {(image.height, image.width)}"
+            raise ValueError(f"{path}: the mask is {mask.dtype} of shape {mask.shape}, not {wanted} as the image.")
+        if not mask.any():
+            raise ValueError(f"{path}: the mask is empty. An image without a defect belongs to the normal images.")
+        if taken := [key for key in record if key.endswith("file_name")]:
+            raise ValueError(f"{path}: record key {taken[0]!r} would be read as an image. Give it another name.")
+        info = PngInfo()
+        info.add_text(RECORD_KEY, json.dumps(dict(record), sort_keys=True, allow_nan=False))
+        with atomic_file(self._mask(defect, name)) as temporary:
+            Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
+        with atomic_file(path) as temporary:
+            image.save(temporary, pnginfo=info)
+
+    def add_normals(self, samples: Iterable[Sample]) -> None:
+        """Copy normal images, byte for byte, to `train/good`; those already there are left alone.
+
+        Raises `ValueError` for two samples of the same file name.
+        """
+        sources: dict[str, Path] = {}
+        for sample in samples:
+            source = sources.setdefault(sample.image.name, sample.image)
+            if source != sample.image:
+                raise ValueError(f"{sample.image}: has the same file name as {source}. Rename one of them.")
+        for name, source in sources.items():
+            target = self.root / "train" / GOOD / name
+            if not target.exists():
+                with atomic_file(target) as temporary:
+                    temporary.write_bytes(source.read_bytes())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One dict an image, by sorted defect and name: `file_name`, `mask_file_name` and the record's fields.
+
+        Raises `ValueError` for an image that was not written by this class.
+        """
+        for path in self._images():
+            with Image.open(path) as image:
+                text = image.info.get(RECORD_KEY)
+            if text is None:
+                raise ValueError(f"{path}: carries no record, so it was not synthesized. Move it out of this folder.")
+            defect, name = path.parent.name, path.stem
+            yield {
+                "file_name": path.relative_to(self.root).as_posix(),
+                "mask_file_name": self._mask(defect, name).relative_to(self.root).as_posix(),
+                **json.loads(text),
+            }
+
+    def write_metadata(self) -> None:
+        """Rebuild `metadata.jsonl` from the images' records, and clear away what a killed run left behind."""
+        for path in sorted(self.root.glob("*/*/.*.partial*")):
+            path.unlink()
+        lines = [json.dumps(record, sort_keys=True) for record in self.records()]
+        write_text(self.root / "metadata.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def _image(self, defect: str, name: str) -> Path:
+        return self.root / "test" / defect / f"{name}.png"
+
+    def _mask(self, defect: str, name: str) -> Path:
+        return self.root / "ground_truth" / defect / f"{name}_mask.png"
+
+    def _images(self) -> list[Path]:
+        return [path for path in _visible(self.root / "test", "*/*.png") if path.parent.name != GOOD]
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))

@@ -1,0 +1,322 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sard_lora.data import (
+    GOOD,
+    DataError,
+    Sample,
+    Split,
+    few_shot_split,
+    find_problems,
+    fingerprint,
+    open_category,
+    require_sound,
+)
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data is not here")
+
+
+def manifest(root: Path, groups: dict[str, str]) -> None:
+    """Write manifest.csv for every image below `root`: each its own group unless `groups` says otherwise."""
+    images = [path.relative_to(root).as_posix() for path in sorted(root.glob("t*/*/*")) if path.suffix == ".png"]
+    lines = [f"{path},{groups.get(path, path)}" for path in images]
+    (root / "manifest.csv").write_text("\n".join(["path,group", *lines]))
+
+
+def sides(split: Split) -> dict[str, set[str]]:
+    return {
+        "train": {sample.group for sample in (*split.train, *split.normals)},
+        "dev": {sample.group for sample in split.dev},
+        "test": {sample.group for sample in split.test},
+    }
+
+
+def counts(samples: tuple[Sample, ...]) -> dict[str, int]:
+    return dict(Counter(sample.defect for sample in samples))
+
+
+def names(samples: tuple[Sample, ...], defect: str) -> list[str]:
+    return [sample.image.stem for sample in samples if sample.defect == defect]
+
+
+# Layouts
+
+
+def test_mvtec_layout(mvtec: Path):
+    category = open_category(mvtec)
+    assert (category.name, category.layout, category.defects) == ("plate", "mvtec", ("hole", "scratch"))
+    assert (len(category.train_normals), len(category.test_normals), len(category.anomalies)) == (6, 3, 13)
+    first = category.anomalies[0]
+    assert first == Sample(
+        mvtec / "test/hole/000.png",
+        mvtec / "ground_truth/hole/000_mask.png",
+        "hole",
+        "test/hole/000.png",
+    )
+    assert {sample.defect for sample in category.train_normals} == {GOOD}
+    assert find_problems(category) == []
+
+
+def test_mvtec_masks_may_be_named_like_their_images(mvtec: Path):
+    for path in list(mvtec.glob("ground_truth/*/*_mask.png")):
+        path.rename(path.with_name(path.name.replace("_mask", "")))
+    category = open_category(mvtec)
+    assert all(sample.mask for sample in category.anomalies)
+    assert find_problems(category) == []
+
+
+def test_btad_layout(btad: Path):
+    category = open_category(btad)
+    assert (category.name, category.layout, category.defects) == ("01", "btad", ("ko",))
+    assert (len(category.train_normals), len(category.test_normals), len(category.anomalies)) == (5, 2, 6)
+    assert category.anomalies[1].mask == btad / "ground_truth/ko/0001.bmp"
+    assert find_problems(category) == []
+
+
+def test_paired_layout_keeps_every_fifth_normal_image_for_testing(paired: Path):
+    category = open_category(paired)
+    assert (category.name, category.layout, category.defects) == ("cup", "paired", ("defect",))
+    assert names(category.test_normals, GOOD) == ["part4", "part9"]
+    assert (len(category.train_normals), len(category.anomalies)) == (8, 6)
+    assert find_problems(category) == []
+
+
+def test_paired_layout_with_a_subfolder_per_defect(paired: Path):
+    for kind in ("images", "masks"):
+        (paired / kind / "chip").mkdir()
+        for path in list((paired / kind).glob("shot[0-2].*")):
+            path.rename(path.parent / "chip" / path.name)
+    (paired / "good").rename(paired / "images" / "good")
+    category = open_category(paired)
+    assert counts(category.anomalies) == {"defect": 3, "chip": 3}
+    assert len(category.train_normals) == 8
+    assert find_problems(category) == []
+
+
+def test_a_category_is_found_by_name_in_the_folder_that_holds_it(mvtec: Path):
+    assert open_category(mvtec.parent, "plate").root == mvtec
+    assert open_category(mvtec, "steel plate").name == "steel plate"
+
+
+def test_what_stands_beside_the_layout_is_ignored(mvtec: Path):
+    before = open_category(mvtec)
+    Image.new("L", (4, 4)).save(mvtec / "licence.png")
+    for folder in ("class_map/hole", "test/.cache"):
+        (mvtec / folder).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(mvtec / folder / "000.png")
+    for name in ("test/hole/Thumbs.db", "test/hole/.000.png", "train/good/readme.txt", "ground_truth/hole/x.txt"):
+        (mvtec / name).write_bytes(b"no image")
+    assert open_category(mvtec) == before
+    assert find_problems(before) == []
+
+
+def test_a_folder_without_a_layout_says_what_was_looked_for_and_what_is_there(tmp_path: Path, mvtec: Path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match=r"photos.*Looked for train/good.*found nothing.*Arrange") as error:
+        open_category(tmp_path / "photos")
+    assert "images + masks" in str(error.value)
+    with pytest.raises(ValueError, match=r"found photos/, plate/.*choose one of plate"):
+        open_category(tmp_path)
+    with pytest.raises(ValueError, match=r"no category 'plaet'.*choose one of plate"):
+        open_category(tmp_path, "plaet")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        open_category(tmp_path / "nowhere")
+
+
+# Problems
+
+
+def test_all_problems_are_listed_at_once_each_with_its_file_and_the_way_out(mvtec: Path):
+    (mvtec / "ground_truth/hole/000_mask.png").unlink()
+    (mvtec / "test/hole/001.png").unlink()
+    (mvtec / "test/hole/002.png").write_bytes(b"")
+    Image.new("L", (40, 32)).save(mvtec / "ground_truth/scratch/003_mask.png")
+    (mvtec / "train/good/004.png").write_bytes((mvtec / "train/good/004.png").read_bytes()[:300])
+    with pytest.raises(DataError) as error:
+        require_sound(open_category(mvtec))
+    lines = str(error.value).splitlines()
+    assert lines[0] == "5 problems:"
+    for file, word in {
+        "test/hole/000.png": "without its mask",
+        "ground_truth/hole/001_mask.png": "without its image",
+        "test/hole/002.png": "0 bytes",
+        "ground_truth/scratch/003_mask.png": "empty",
+        "train/good/004.png": "decoded",
+    }.items():
+        (line,) = [line for line in lines if line.startswith(str(mvtec / file))]
+        assert word in line and line.count(". ") >= 1
+
+
+def test_masks_of_a_defect_whose_images_are_gone_are_a_problem(mvtec: Path):
+    for path in mvtec.glob("test/scratch/*"):
+        path.unlink()
+    assert len(find_problems(open_category(mvtec))) == 6
+
+
+def test_two_masks_or_two_images_of_one_name_are_a_problem(mvtec: Path):
+    Image.new("L", (40, 32), 255).save(mvtec / "ground_truth/hole/000.png")
+    Image.new("RGB", (40, 32)).save(mvtec / "test/scratch/000.jpg")
+    found = [problem.what for problem in find_problems(open_category(mvtec))]
+    assert found == ["two masks: 000_mask.png and 000.png", "2 images share this name and so one mask"]
+
+
+def test_an_image_in_images_without_a_mask_is_a_problem_and_not_a_normal_image(paired: Path):
+    (paired / "masks/shot3.png").unlink()
+    (problem,) = find_problems(open_category(paired))
+    assert problem.path == paired / "images/shot3.jpg"
+    assert "masks" in problem.fix and len(open_category(paired).train_normals) == 8
+
+
+def test_the_manifest_is_compared_with_the_files(mvtec: Path):
+    manifest(mvtec, {})
+    text = (mvtec / "manifest.csv").read_text()
+    text = text.replace("test/hole/000.png", "test/hole/gone.png", 1) + "\ntest/hole/001.png,other\n,nothing"
+    (mvtec / "manifest.csv").write_text(text)
+    found = {str(problem.path.name): problem.what for problem in find_problems(open_category(mvtec))}
+    whats = [problem.what for problem in find_problems(open_category(mvtec))]
+    assert found["000.png"] == "not listed in manifest.csv"
+    assert any("gone.png, which is not there" in what for what in whats)
+    assert any("into group other, an earlier line into test/hole/001.png" in what for what in whats)
+    assert any("no path or no group" in what for what in whats)
+    assert len(whats) == 4
+    (mvtec / "manifest.csv").write_text("file,part\n")
+    with pytest.raises(ValueError, match=r"manifest.csv: needs the columns path and group"):
+        open_category(mvtec)
+
+
+# The few-shot split
+
+
+def test_a_third_of_each_defect_trains_and_the_rest_alternates_between_test_and_dev(mvtec: Path):
+    split = few_shot_split(open_category(mvtec))
+    assert names(split.train, "hole") == ["000", "001"]
+    assert names(split.train, "scratch") == ["000", "001"]
+    assert names(split.test, "hole") == ["002", "004", "006"]
+    assert names(split.dev, "hole") == ["003", "005"]
+    assert names(split.test, GOOD) == ["000", "002"]
+    assert names(split.dev, GOOD) == ["001"]
+    assert len(split.normals) == 6 and split.unused == ()
+
+
+@pytest.mark.parametrize("shots", [1, 2, 9])
+def test_what_is_held_back_does_not_depend_on_the_shots(mvtec: Path, shots: int):
+    category = open_category(mvtec)
+    full, few = few_shot_split(category), few_shot_split(category, shots)
+    assert (few.dev, few.test, few.normals) == (full.dev, full.test, full.normals)
+    assert names(few.train, "hole") == names(full.train, "hole")[:shots]
+    assert len(few.train) + len(few.unused) == len(full.train)
+
+
+def test_shots_below_one_are_refused(mvtec: Path):
+    with pytest.raises(ValueError, match="shots: 0"):
+        few_shot_split(open_category(mvtec), 0)
+
+
+def test_a_group_is_on_one_side_with_everything_it_has(mvtec: Path):
+    manifest(
+        mvtec,
+        {
+            "test/hole/000.png": "a",
+            "test/hole/001.png": "a",
+            "test/scratch/000.png": "a",
+            "test/good/000.png": "a",  # a training group's image for testing
+            "train/good/000.png": "a",
+            "test/hole/006.png": "z",
+            "train/good/001.png": "z",  # a held-back group's image for training
+            "train/good/002.png": "normal in both",
+            "test/good/001.png": "normal in both",
+        },
+    )
+    category = open_category(mvtec)
+    split = few_shot_split(category)
+    assert sum(sample.group == "a" for sample in split.train) == 3
+    assert [str(sample.image.relative_to(mvtec)) for sample in split.unused] == [
+        "train/good/001.png",
+        "train/good/002.png",
+        "test/good/000.png",
+    ]
+    assert "normal in both" in sides(split)["dev"] | sides(split)["test"]
+    assert_sound_split(category, split)
+
+
+def test_a_group_that_would_overfill_one_of_its_defects_is_held_back(mvtec: Path):
+    # Six groups of each: two holes fill the quota, so the third group is held back although its scratch would fit.
+    manifest(mvtec, {"test/hole/002.png": "test/hole/001b", "test/scratch/000.png": "test/hole/001b"})
+    split = few_shot_split(open_category(mvtec))
+    assert names(split.train, "hole") == ["000", "001"]
+    assert names(split.train, "scratch") == ["001", "002"]
+
+
+def test_a_defect_of_one_group_is_refused(mvtec: Path):
+    manifest(mvtec, {f"test/hole/{number:03}.png": "one part" for number in range(7)})
+    with pytest.raises(ValueError, match=r"plate: hole has a single group"):
+        few_shot_split(open_category(mvtec))
+
+
+def test_a_defect_that_no_training_group_can_hold_is_refused(mvtec: Path):
+    together = {f"test/{defect}/{n:03}.png": f"z{n}" for defect in ("hole", "scratch") for n in range(6)}
+    manifest(mvtec, together | {"test/hole/006.png": "a"})
+    for number in (1, 2, 3):  # two holes' quota of one is then filled by group a
+        for folder in ("test", "ground_truth"):
+            for defect in ("hole", "scratch"):
+                for path in (mvtec / folder / defect).glob(f"{number:03}*"):
+                    path.unlink()
+    with pytest.raises(ValueError, match=r"every group with scratch also holds"):
+        few_shot_split(open_category(mvtec))
+
+
+def test_the_fingerprint_follows_names_and_bytes_but_not_order_or_place(mvtec: Path):
+    samples = open_category(mvtec).anomalies
+    before = fingerprint(samples)
+    assert fingerprint(reversed(samples)) == before != fingerprint(samples[1:])
+    moved = mvtec.rename(mvtec.with_name("moved"))
+    assert fingerprint(open_category(moved).anomalies) == before
+    Image.new("L", (40, 32), 255).save(moved / "ground_truth/hole/000_mask.png")
+    assert fingerprint(open_category(moved).anomalies) != before
+
+
+# Real data
+
+
+def assert_sound_split(category, split: Split) -> None:
+    groups = sides(split)
+    assert not groups["train"] & groups["dev"]
+    assert not groups["train"] & groups["test"]
+    assert not groups["dev"] & groups["test"]
+    parts = [*split.train, *split.normals, *split.dev, *split.test, *split.unused]
+    assert sorted(parts, key=lambda s: s.image) == sorted(category.samples, key=lambda s: s.image)
+    for defect in category.defects:
+        assert names(split.train, defect) and names(split.test, defect)
+
+
+@needs_real_data
+@pytest.mark.parametrize(
+    ("name", "train", "dev", "test", "normals"),
+    [
+        (
+            "magnetic_tile",
+            {"blowhole": 35, "break": 24, "crack": 21, "fray": 8, "uneven": 29},
+            {"blowhole": 38, "break": 26, "crack": 16, "fray": 12, "uneven": 34, GOOD: 92},
+            {"blowhole": 42, "break": 35, "crack": 20, "fray": 12, "uneven": 36, GOOD: 98},
+            762,
+        ),
+        (
+            "pv_cell_4bb",
+            {"crack": 15, "crack_cross": 38, "cross": 16, "dark": 67},
+            {"crack": 16, "crack_cross": 38, "cross": 14, "dark": 97, GOOD: 43},
+            {"crack": 16, "crack_cross": 36, "cross": 14, "dark": 69, GOOD: 40},
+            274,
+        ),
+    ],
+)
+def test_the_split_of_real_data_keeps_parts_apart(name: str, train: dict, dev: dict, test: dict, normals: int):
+    category = open_category(REAL, name)
+    assert find_problems(category) == []
+    split = few_shot_split(category)
+    assert_sound_split(category, split)
+    assert (counts(split.train), counts(split.dev), counts(split.test)) == (train, dev, test)
+    assert len(split.normals) == normals
