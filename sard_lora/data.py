@@ -7,7 +7,7 @@ The folder layouts are described in `sard_lora.layouts`. A `manifest.csv` at the
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,17 @@ class Category:
     def samples(self) -> tuple[Sample, ...]:
         """Every sample: normal images of both sides, then the anomalies."""
         return (*self.train_normals, *self.test_normals, *self.anomalies)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading every file of a category gave."""
+
+    problems: tuple[Problem, ...]
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) of every readable image."""
+    areas: Mapping[str, tuple[float, ...]]
+    """By defect: the share of its image that each sound mask covers, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,8 @@ def open_category(root: Path | str, category: str | None = None) -> Category:
     )
 
 
-def find_problems(category: Category) -> list[Problem]:
-    """Everything that is wrong with a category. Reads every file once, a few at a time."""
+def inspect(category: Category) -> Inspection:
+    """Read every file of a category once, a few at a time, and list all that is wrong with it."""
     problems = list(category.folder_problems)
     if not category.train_normals:
         wanted = {"mvtec": "train/good", "btad": "train/ok", "paired": "good"}[category.layout]
@@ -103,10 +114,25 @@ def find_problems(category: Category) -> list[Problem]:
         wanted = {"mvtec": "test/<defect>", "btad": "test/ko", "paired": "images"}[category.layout]
         fix = "Put images with a defect there, and their masks beside as the layout has it"
         problems.append(Problem(category.root / wanted, "no defect images", fix))
+    try:
+        few_shot_split(category)
+    except DataError as error:
+        problems += error.problems
+    sizes, areas = [], defaultdict(list)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for found in pool.map(lambda sample: _sample_problems(category, sample), category.samples):
+        read = pool.map(lambda sample: _read_sample(category, sample), category.samples)
+        for sample, (size, area, found) in zip(category.samples, read, strict=True):
             problems += found
-    return problems
+            if size is not None:
+                sizes.append(size)
+            if area is not None:
+                areas[sample.defect].append(area)
+    return Inspection(tuple(problems), tuple(sizes), {defect: tuple(a) for defect, a in areas.items()})
+
+
+def find_problems(category: Category) -> list[Problem]:
+    """Everything that is wrong with a category; see `inspect`."""
+    return list(inspect(category).problems)
 
 
 def require_sound(category: Category) -> None:
@@ -125,12 +151,10 @@ def few_shot_split(category: Category, shots: int | None = None) -> Split:
     per defect and for the normal-only groups. `shots` keeps only the first so many training groups of each
     defect; nothing else depends on it.
 
-    Raises `ValueError` where a defect has fewer than two groups, or none that fits the quotas.
+    Raises `DataError` where a defect has fewer than two groups, or none that fits the quotas.
     """
     if shots is not None and shots < 1:
-        raise ValueError(
-            f"shots: {shots} is not a number of images. Give 1 or more, or leave it out for a third."
-        )
+        raise ValueError(f"shots: {shots} is not a number of images. Give 1 or more, or leave it out for a third.")
     holders = _groups_by_defect(category.anomalies)
     train_groups = _training_groups(category, holders)
     test_normal_groups = {sample.group for sample in category.test_normals}
@@ -156,9 +180,7 @@ def few_shot_split(category: Category, shots: int | None = None) -> Split:
 def fingerprint(samples: Iterable[Sample]) -> str:
     """SHA-256 over names (folder and file) and bytes of images and masks, whatever their order."""
     digest = hashlib.sha256()
-    for path in sorted(
-        path for sample in samples for path in (sample.image, sample.mask) if path is not None
-    ):
+    for path in sorted(path for sample in samples for path in (sample.image, sample.mask) if path is not None):
         digest.update(f"{path.parent.name}/{path.name}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -167,14 +189,10 @@ def fingerprint(samples: Iterable[Sample]) -> str:
 def _unknown_layout(root: Path, category: str | None) -> str:
     looked = "train/good + test/<defect> + ground_truth/<defect> (MVTec-AD), "
     looked += "train/ok + test/ko + ground_truth/ko (BTAD) or images + masks (+ good)"
-    names = [
-        path.name + "/" * path.is_dir() for path in sorted(root.iterdir()) if not path.name.startswith(".")
-    ]
+    names = [path.name + "/" * path.is_dir() for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     found = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     categories = [path.name for path in sorted(root.iterdir()) if path.is_dir() and find_layout(path)]
-    subject = (
-        f"{root}: no category {category!r} here" if category else f"{root}: not the folder of a category"
-    )
+    subject = f"{root}: no category {category!r} here" if category else f"{root}: not the folder of a category"
     message = f"{subject}. Looked for {looked}; found {found or 'nothing'}."
     if categories:
         return f"{message} It holds categories: choose one of {', '.join(categories)}."
@@ -212,25 +230,26 @@ def _read_manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
     return groups, problems
 
 
-def _sample_problems(category: Category, sample: Sample) -> list[Problem]:
-    problems = []
-    size = None
+def _read_sample(category: Category, sample: Sample) -> tuple[tuple[int, int] | None, float | None, list[Problem]]:
+    """(width, height) of the image, share of it that the mask covers (each None if unreadable), problems."""
+    size, area, problems = None, None, []
     try:
         size = load_image(sample.image).size
     except DataError as error:
         problems += error.problems
     if sample.defect == GOOD:
-        return problems
+        return size, area, problems
     if sample.mask is None:
         parts = {"mvtec": "ground_truth", "btad": "ground_truth", "paired": "masks"}
         wanted = category.root / parts[category.layout]
         fix = f"Draw it into {wanted} under the image's name, or move the image to the normal images"
-        return [*problems, Problem(sample.image, "a defect image without its mask", fix)]
+        return size, area, [*problems, Problem(sample.image, "a defect image without its mask", fix)]
     try:
-        load_mask(sample.mask, size)
+        histogram = load_mask(sample.mask, size).histogram()
+        area = histogram[255] / sum(histogram)
     except DataError as error:
         problems += error.problems
-    return problems
+    return size, area, problems
 
 
 def _groups_by_defect(anomalies: Sequence[Sample]) -> dict[str, list[str]]:
@@ -244,10 +263,8 @@ def _groups_by_defect(anomalies: Sequence[Sample]) -> dict[str, list[str]]:
 def _training_groups(category: Category, holders: dict[str, list[str]]) -> set[str]:
     lone = [defect for defect, groups in holders.items() if len(groups) < 2]
     if lone:
-        raise ValueError(
-            f"{category.root}: {', '.join(lone)} has a single group of images; one to train on and "
-            "one to test on are needed. Add images of another part, or take the defect out."
-        )
+        what = f"{', '.join(lone)}: a single group of images, but one to train on and one to test on are needed"
+        raise DataError([Problem(category.root, what, "Add images of another part, or take the defect out")])
     quota = {defect: max(1, len(groups) // 3) for defect, groups in holders.items()}
     taken: Counter[str] = Counter()
     train = set()
@@ -257,11 +274,9 @@ def _training_groups(category: Category, holders: dict[str, list[str]]) -> set[s
             train.add(group)
             taken.update(defects)
     if starved := [defect for defect in holders if not taken[defect]]:
-        raise ValueError(
-            f"{category.root}: every group with {', '.join(starved)} also holds a defect whose third is "
-            "already full. Rename one of these groups in manifest.csv so that it sorts "
-            "first, or add images of other parts."
-        )
+        what = f"every group with {', '.join(starved)} also holds a defect whose third is already full"
+        fix = "Rename one of these groups in manifest.csv so that it sorts first, or add images of other parts"
+        raise DataError([Problem(category.root, what, fix)])
     return train
 
 

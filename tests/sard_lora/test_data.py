@@ -253,7 +253,7 @@ def test_a_group_that_would_overfill_one_of_its_defects_is_held_back(mvtec: Path
 
 def test_a_defect_of_one_group_is_refused(mvtec: Path):
     manifest(mvtec, {f"test/hole/{number:03}.png": "one part" for number in range(7)})
-    with pytest.raises(ValueError, match=r"plate: hole has a single group"):
+    with pytest.raises(ValueError, match=r"plate: hole: a single group"):
         few_shot_split(open_category(mvtec))
 
 

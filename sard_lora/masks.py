@@ -1,0 +1,339 @@
+"""Where the next defect goes: the masks of the real defects, new masks made like them, the product's foreground.
+
+A new mask is never empty and never leaves the foreground. Its area is that of a real mask times a scale of 0.7 to
+1.4 per axis; a mask is a number of pixels, not a share of the image, because the camera's distance does not change.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from sard_lora.atomic import atomic_file
+from sard_lora.images import load_mask
+from sard_lora.layouts import Sample
+
+SCALES = (0.7, 1.4)
+SOURCES = ("real", "perlin", "stroke", "mixed")
+
+
+@dataclass(frozen=True, eq=False)
+class BankMask:
+    """A real mask at its image's size ((H, W) bool), its defect, and where it is from ("defect/file stem")."""
+
+    mask: np.ndarray
+    defect: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class MaskBank:
+    """The masks of the few real defect images, by which new ones are shaped, sized and placed."""
+
+    masks: tuple[BankMask, ...]
+
+    @classmethod
+    def from_samples(cls, samples: Iterable[Sample]) -> "MaskBank":
+        """The bank of these anomalies. Raises `DataError` for a mask that `load_mask` refuses."""
+        return cls(
+            tuple(
+                BankMask(_as_bool(load_mask(s.mask, None)), s.defect, f"{s.defect}/{s.image.stem}")
+                for s in samples
+                if s.mask is not None
+            )
+        )
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "MaskBank":
+        """Read what `save` wrote. Raises `FileNotFoundError` where there is nothing."""
+        folder = Path(folder)
+        paths = sorted(path for path in folder.glob("*/*.png") if not path.name.startswith("."))
+        if not paths:
+            raise FileNotFoundError(
+                f"{folder}: no masks (*/*.png). The adapter was saved without its mask bank; give one."
+            )
+        return cls(
+            tuple(
+                BankMask(_as_bool(load_mask(path, None)), path.parent.name, f"{path.parent.name}/{path.stem}")
+                for path in paths
+            )
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write 1-bit PNG files `<defect>/<stem>.png` below `folder`."""
+        for entry in self.masks:
+            with atomic_file(Path(folder) / f"{entry.origin}.png") as temporary:
+                Image.fromarray(entry.mask).save(temporary)
+
+    @property
+    def defects(self) -> tuple[str, ...]:
+        """Names of the defects, sorted."""
+        return tuple(sorted({entry.defect for entry in self.masks}))
+
+    def for_defect(self, defect: str) -> tuple[BankMask, ...]:
+        """The masks of one defect. Raises `ValueError` where there are none."""
+        found = tuple(entry for entry in self.masks if entry.defect == defect)
+        if not found:
+            raise ValueError(f"{defect!r}: no masks of this defect. Choose one of {', '.join(self.defects)}.")
+        return found
+
+
+def foreground(image: Image.Image) -> np.ndarray:
+    """(H, W) bool: the product. Everything for a texture, the object where it lies on a plain background.
+
+    A background is plain when nine tenths of the image's border have one colour. What has that colour and hangs
+    together with the border, or fills at least a hundredth of the image (a nut's hole), is background.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((256, 256))
+    pixels = ndimage.gaussian_filter(np.asarray(small, np.float32), sigma=(1, 1, 0))
+    everything = np.ones((image.height, image.width), bool)
+    if min(pixels.shape[:2]) < 16:
+        return everything
+    rim = np.ones(pixels.shape[:2], bool)
+    rim[2:-2, 2:-2] = False
+    distance = np.abs(pixels - np.median(pixels[rim], axis=0)).max(axis=2)
+    # The 90th percentile: an object may touch the border with a tenth of it.
+    spread = float(np.percentile(distance[rim], 90))
+    if spread > 15:
+        return everything
+    regions, _ = ndimage.label(distance <= max(12.0, 2 * spread))
+    sizes = np.bincount(regions.ravel())
+    background = np.isin(regions, [r for r in range(1, len(sizes)) if sizes[r] >= 0.01 * regions.size])
+    background |= np.isin(regions, np.setdiff1d(regions[rim], 0))
+    found = ndimage.binary_opening(~background, iterations=2)
+    if not 0.04 <= found.mean() <= 0.95:  # specks, or hardly any background: a texture
+        return everything
+    return np.asarray(Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST))
+
+
+def sample_mask(
+    bank: Sequence[BankMask],
+    foreground: np.ndarray,
+    rng: np.random.Generator,
+    source: str = "real",
+    keep_location: float = 0.5,
+) -> tuple[np.ndarray, str]:
+    """A new mask ((H, W) bool, as `foreground`) and its origin: the real mask's, or the name of the source.
+
+    - `real`: a bank mask rotated, scaled, mirrored and bent.
+    - `perlin`: a patch of thresholded Perlin noise; `stroke`: a winding line. Both as large as a bank mask.
+    - `mixed`: one of the three, half of the time `real`.
+
+    With probability `keep_location` it lies near where the real one was (edges chip at edges; a real mask is then
+    turned by little and keeps touching the borders that it touched), else anywhere on the foreground.
+    Raises `ValueError` for an empty foreground, an empty bank, or an unknown source.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"mask source {source!r} is not known. Choose one of {', '.join(SOURCES)}.")
+    if not foreground.any():
+        raise ValueError("the foreground is empty: there is no place for a mask. Use the whole image instead.")
+    if not bank:
+        raise ValueError("the mask bank is empty. Give at least one real mask of the defect.")
+    entry = bank[rng.integers(len(bank))]
+    keep = rng.random() < keep_location
+    if source == "mixed":
+        source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
+    if source == "real":
+        return _place_real(entry.mask, foreground, keep, rng), entry.origin
+    centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
+    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    # As many pixels as the real one, but no larger a share of a smaller image.
+    area = max(1, round(min(np.count_nonzero(entry.mask), entry.mask.mean() * foreground.size) * scale**2))
+    grow = _perlin_patch if source == "perlin" else _stroke
+    return grow(foreground, centre, area, rng), source
+
+
+def perlin(shape: tuple[int, int], cell: float, rng: np.random.Generator) -> np.ndarray:
+    """Gradient noise of about [-0.7, 0.7] whose features are `cell` pixels wide (Perlin 1985, 2002 fade)."""
+    rows, columns = (np.arange(length) / cell for length in shape)
+    angles = rng.uniform(0, 2 * np.pi, (int(rows[-1]) + 2, int(columns[-1]) + 2))
+    y0, x0 = np.meshgrid(rows.astype(int), columns.astype(int), indexing="ij")
+    dy, dx = np.meshgrid(rows % 1, columns % 1, indexing="ij")
+
+    def corner(down: int, right: int) -> np.ndarray:
+        angle = angles[y0 + down, x0 + right]
+        return np.sin(angle) * (dy - down) + np.cos(angle) * (dx - right)
+
+    fade_y, fade_x = (t**3 * (t * (6 * t - 15) + 10) for t in (dy, dx))
+    top = corner(0, 0) * (1 - fade_x) + corner(0, 1) * fade_x
+    bottom = corner(1, 0) * (1 - fade_x) + corner(1, 1) * fade_x
+    return top * (1 - fade_y) + bottom * fade_y
+
+
+def _as_bool(mask: Image.Image) -> np.ndarray:
+    return np.asarray(mask) > 0
+
+
+def _anywhere(foreground: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    """(row, column) of a foreground pixel, each equally likely."""
+    index = np.flatnonzero(foreground)
+    return divmod(int(index[rng.integers(len(index))]), foreground.shape[1])
+
+
+def _near(mask: np.ndarray, foreground: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    """(row, column) of the foreground pixel closest to the mask's relative centre, which is shifted a little."""
+    box = _bounding_box(mask)
+    wanted = [
+        (side.start + side.stop) / 2 / old * new + rng.normal(0, 0.03 * new)
+        for side, old, new in zip(box, mask.shape, foreground.shape, strict=True)
+    ]
+    rows, columns = np.nonzero(foreground)
+    nearest = np.argmin((rows - wanted[0]) ** 2 + (columns - wanted[1]) ** 2)
+    return int(rows[nearest]), int(columns[nearest])
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    return ndimage.find_objects(mask.astype(np.uint8))[0]
+
+
+def _highest(field: np.ndarray, allowed: np.ndarray, area: int) -> np.ndarray:
+    """The `area` pixels where `field` is highest among the allowed ones, or all of these if they are fewer."""
+    index = np.flatnonzero(allowed)
+    chosen = index[np.argsort(-field.ravel()[index], kind="stable")[:area]]
+    result = np.zeros(field.shape, bool)
+    result.ravel()[chosen] = True
+    return result
+
+
+def _window(centre: tuple[int, int], radius: int, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """The part of an image within `radius` of `centre`."""
+    return tuple(
+        slice(max(0, c - radius), min(length, c + radius + 1)) for c, length in zip(centre, shape, strict=True)
+    )
+
+
+def _perlin_patch(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.random.Generator) -> np.ndarray:
+    """`area` foreground pixels around `centre`: an ellipse of random axes and direction with a ragged outline."""
+    radius = np.sqrt(area / np.pi)
+    stretch, angle = np.exp(rng.uniform(0, np.log(2.5)) / 2), rng.uniform(0, np.pi)
+    window = _window(centre, int(4 * radius * stretch) + 2, foreground.shape)
+    y, x = np.mgrid[window]
+    y, x = y - centre[0], x - centre[1]
+    along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    falloff = np.hypot(along / stretch, across * stretch) / max(radius, 1)
+    noise = sum(perlin(y.shape, max(2.0, radius / 2**o), rng) / 2**o for o in range(3))
+    result = np.zeros_like(foreground)
+    result[window] = _highest(noise - falloff, foreground[window], area)
+    return result
+
+
+def _stroke(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.random.Generator) -> np.ndarray:
+    """`area` foreground pixels along a winding line through `centre`, 8 to 40 times as long as wide."""
+    length = max(1.0, np.sqrt(area * np.exp(rng.uniform(np.log(8), np.log(40)))))
+    window = _window(centre, int(length) + 2, foreground.shape)
+    allowed = foreground[window]
+    row, column = centre[0] - window[0].start, centre[1] - window[1].start
+    path = np.zeros(allowed.shape, bool)
+    path[row, column] = True
+    heading, turn = rng.uniform(0, 2 * np.pi), 0.0
+    y, x = float(row), float(column)
+    for _ in range(int(2 * length)):
+        turn = 0.9 * turn + rng.normal(0, 0.6 / np.sqrt(length))
+        heading += turn
+        ahead = y + np.sin(heading) / 2, x + np.cos(heading) / 2
+        at = round(ahead[0]), round(ahead[1])
+        if 0 <= at[0] < path.shape[0] and 0 <= at[1] < path.shape[1] and allowed[at]:
+            y, x = ahead
+            path[at] = True
+        else:
+            heading, turn = rng.uniform(0, 2 * np.pi), 0.0
+    # A little noise makes the outline ragged; it also breaks the ties between pixels of one distance.
+    ragged = rng.random(path.shape) * 0.7
+    result = np.zeros_like(foreground)
+    result[window] = _highest(-ndimage.distance_transform_edt(~path) - ragged, allowed, area)
+    return result
+
+
+def _place_real(mask: np.ndarray, foreground: np.ndarray, keep: bool, rng: np.random.Generator) -> np.ndarray:
+    """A changed copy of `mask` on the foreground: of several places, the first that shows most of it, else the best."""
+    box = _bounding_box(mask)
+    best = np.zeros_like(foreground)
+    for _ in range(12):
+        shape = _deform(mask[box], None if keep else foreground.shape, rng)
+        if keep:
+            corner = _kept_corner(box, mask.shape, shape.shape, foreground.shape, rng)
+        else:
+            centre = _anywhere(foreground, rng)
+            # Shifted into the image where it fits, so that large masks are not cut at the image's edge.
+            corner = [
+                min(max(0, c - side // 2), max(0, length - side))
+                for c, side, length in zip(centre, shape.shape, foreground.shape, strict=True)
+            ]
+        placed = _paste(shape, corner, foreground)
+        if np.count_nonzero(placed) > np.count_nonzero(best):
+            best = placed
+        if np.count_nonzero(best) >= 0.7 * np.count_nonzero(shape):
+            return best
+    if best.any():
+        return best
+    # No place showed any of it (a foreground of a few pixels): put one of its pixels on a foreground pixel.
+    row, column = _anywhere(foreground, rng)
+    inside = np.argwhere(shape)[0]
+    return _paste(shape, [row - inside[0], column - inside[1]], foreground)
+
+
+def _kept_corner(
+    box: tuple[slice, slice],
+    old: tuple[int, int],
+    shape: tuple[int, int],
+    new: tuple[int, int],
+    rng: np.random.Generator,
+) -> list[int]:
+    """Upper left corner of a mask of size `shape` at the relative place it had; it stays at the borders it touched."""
+    corner = []
+    for side, before, length, after in zip(box, old, shape, new, strict=True):
+        middle = (side.start + side.stop) / 2 / before * after + rng.normal(0, 0.03 * after)
+        place = round(middle - length / 2)
+        if side.start == 0 and side.stop < before:
+            place = 0
+        elif side.stop == before and side.start > 0:
+            place = after - length
+        corner.append(place)
+    return corner
+
+
+def _deform(mask: np.ndarray, fit: tuple[int, int] | None, rng: np.random.Generator) -> np.ndarray:
+    """Rotate, scale, mirror and bend a cropped mask, keeping area × scale²; cropped again.
+
+    With `fit` (H, W) it is turned by any angle, mirrored half of the time, and made small enough to fit in there;
+    without, it stays in its place and is turned by at most 12 degrees.
+    """
+    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    angle = np.deg2rad(rng.uniform(-12, 12) if fit is None else rng.uniform(0, 360))
+    if fit is not None and rng.random() < 0.5:
+        mask = mask[:, ::-1]
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    size = np.abs(rotation) @ mask.shape
+    if fit is not None:
+        scale = min(scale, *(np.array(fit) / size))
+    bend = 0.1 * min(mask.shape)
+    out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2
+    grid = np.stack(np.mgrid[: out[0], : out[1]]).reshape(2, -1) - (out[:, None] - 1) / 2
+    source = rotation.T @ grid / scale
+    cell = max(3.0, max(out) / 3)
+    source += bend * np.stack([perlin(tuple(out), cell, rng).ravel() for _ in range(2)])
+    source += (np.array(mask.shape)[:, None] - 1) / 2
+    covered = ndimage.map_coordinates(mask.astype(np.float32), source, order=1).reshape(out)
+    # Taking the pixels that are covered most, rather than those covered by half, keeps lines of one pixel whole.
+    area = max(1, round(np.count_nonzero(mask) * scale**2))
+    result = _highest(covered, covered > 0, area)
+    if not result.any():
+        return np.ones((1, 1), bool)
+    return result[_bounding_box(result)]
+
+
+def _paste(shape: np.ndarray, corner: Sequence[int], foreground: np.ndarray) -> np.ndarray:
+    """`shape` with its upper left corner at `corner` (which may lie outside), cut to the foreground."""
+    result = np.zeros_like(foreground)
+    begin = [max(0, c) for c in corner]
+    end = [min(length, c + side) for c, side, length in zip(corner, shape.shape, foreground.shape, strict=True)]
+    if end[0] <= begin[0] or end[1] <= begin[1]:
+        return result
+    target = slice(begin[0], end[0]), slice(begin[1], end[1])
+    source = tuple(slice(t.start - c, t.stop - c) for t, c in zip(target, corner, strict=True))
+    result[target] = shape[source] & foreground[target]
+    return result
