@@ -178,7 +178,7 @@ def feather(mask: torch.Tensor, width: int) -> torch.Tensor:
     return depth * inside
 
 
-def composite(image: np.ndarray, change: torch.Tensor, mask: torch.Tensor, box: Box, width: int) -> np.ndarray:
+def write_change(image: np.ndarray, change: torch.Tensor, mask: torch.Tensor, box: Box, width: int) -> np.ndarray:
     """out = x + feather(M) ⊙ change inside M; out = x, byte for byte, outside.
 
     `image` uint8 (H, W, 3); `change` (3, R, R) in units of [-1, 1] images, over `box`; `mask` (1, H, W). A grey image
@@ -252,6 +252,20 @@ class SardInpaintOutput(BaseOutput):
     latents: torch.Tensor
     latent_masks: torch.Tensor
     visibility: list[float] | None
+
+
+class _Windows(NamedTuple):
+    """The batch as the UNet and the VAE see it.
+
+    x (B, 3, H, W) in [-1, 1]; pixel_mask (B, 1, H, W) and mask (B, 1, h, w) in {0, 1}; image_latents and, for
+    9-channel UNets, masked_image_latents (B, 4, h, w).
+    """
+
+    x: torch.Tensor
+    pixel_mask: torch.Tensor
+    mask: torch.Tensor
+    image_latents: torch.Tensor
+    masked_image_latents: torch.Tensor | None
 
 
 class SardInpaintPipeline(StableDiffusionInpaintPipeline):
@@ -381,23 +395,13 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         )
         images = [item for item in images for _ in range(num_images_per_prompt)]
         masks = [item for item in masks for _ in range(num_images_per_prompt)]
-
+        if isinstance(generator, list) and len(generator) != len(images):
+            raise ValueError(f"{len(generator)} generators for {len(images)} images: give one, or one for each image")
         boxes = [
             window_box(mask, context, min_side) if region == "window" else Box(0, 0, *mask.shape[:0:-1])
             for mask in masks
         ]
-        size = (height, width)
-        x = torch.stack([crop_window(_to_tensor(i), box, size) for i, box in zip(images, boxes, strict=True)])
-        pixel_mask = torch.stack([crop_mask(mask, box, size) for mask, box in zip(masks, boxes, strict=True)])
-        x, pixel_mask = x.to(device, self.vae.dtype), pixel_mask.to(device, self.vae.dtype)
-        mask = latent_mask(pixel_mask, self.vae_scale_factor).to(prompt_embeds.dtype)
-        image_latents = self.encode_images(x).to(prompt_embeds.dtype)
-        in_channels = self.unet.config.in_channels
-        if in_channels not in (4, 9):
-            raise ValueError(f"the UNet takes {in_channels} channels; RCD knows bases with 4 or 9")
-        masked_image_latents = None
-        if in_channels == 9:
-            masked_image_latents = self.encode_images(x * (pixel_mask < 0.5)).to(prompt_embeds.dtype)
+        windows = self._encode_windows(images, masks, boxes, (height, width), prompt_embeds.dtype)
 
         timesteps, num_inference_steps = retrieve_timesteps(
             self.scheduler, num_inference_steps, device, timesteps, sigmas
@@ -405,16 +409,86 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         timesteps, num_inference_steps = self.get_timesteps(num_inference_steps, strength, device)
         if num_inference_steps < 1:
             raise ValueError(f"strength={strength} leaves no step to take: raise it or num_inference_steps")
+        latents = self._denoise(
+            latents,
+            windows,
+            prompt_embeds,
+            negative_prompt_embeds,
+            timesteps,
+            background,
+            strength,
+            generator,
+            eta,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        results, visibility, has_nsfw_concept = latents, None, None
+        if output_type != "latent":
+            change, visibility, has_nsfw_concept = self._change(latents, windows, composite)
+            results = [
+                write_change(_to_array(item), delta, own_mask, box, feather_width)
+                for item, delta, own_mask, box in zip(images, change, masks, boxes, strict=True)
+            ]
+            results = _as_output(results, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return results, has_nsfw_concept
+        return SardInpaintOutput(
+            images=results,
+            nsfw_content_detected=has_nsfw_concept,
+            latents=latents,
+            latent_masks=windows.mask,
+            visibility=visibility,
+        )
 
-        if isinstance(generator, list) and len(generator) != len(images):
-            raise ValueError(f"{len(generator)} generators for {len(images)} images: give one, or one for each image")
-        noise = randn_tensor(image_latents.shape, generator=generator, device=device, dtype=prompt_embeds.dtype)
+    def _encode_windows(
+        self,
+        images: Sequence[Any],
+        masks: Sequence[torch.Tensor],
+        boxes: Sequence[Box],
+        size: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> "_Windows":
+        """Crop every image and mask to its box and bring them to the latent grid."""
+        in_channels = self.unet.config.in_channels
+        if in_channels not in (4, 9):
+            raise ValueError(f"the UNet takes {in_channels} channels; RCD knows bases with 4 or 9")
+        x = torch.stack([crop_window(_to_tensor(item), box, size) for item, box in zip(images, boxes, strict=True)])
+        pixel_mask = torch.stack([crop_mask(mask, box, size) for mask, box in zip(masks, boxes, strict=True)])
+        x, pixel_mask = (item.to(self._execution_device, self.vae.dtype) for item in (x, pixel_mask))
+        return _Windows(
+            x=x,
+            pixel_mask=pixel_mask,
+            mask=latent_mask(pixel_mask, self.vae_scale_factor).to(dtype),
+            image_latents=self.encode_images(x).to(dtype),
+            masked_image_latents=self.encode_images(x * (pixel_mask < 0.5)).to(dtype) if in_channels == 9 else None,
+        )
+
+    def _denoise(
+        self,
+        latents: torch.Tensor | None,
+        windows: "_Windows",
+        prompt_embeds: torch.Tensor,
+        negative_prompt_embeds: torch.Tensor | None,
+        timesteps: torch.Tensor,
+        background: str,
+        strength: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+        eta: float,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> torch.Tensor:
+        """RCD's reverse process: z_{t-1} = m ⊙ z̃_{t-1} + (1 − m) ⊙ b_{t-1}; returns z_0 (B, 4, h, w)."""
+        mask, image_latents = windows.mask, windows.image_latents
+        masked_image_latents = windows.masked_image_latents
+        noise = randn_tensor(
+            image_latents.shape, generator=generator, device=image_latents.device, dtype=image_latents.dtype
+        )
         noised = self.scheduler.add_noise(image_latents, noise, timesteps[:1])
         start = noise * self.scheduler.init_noise_sigma if strength == 1.0 else noised
         if latents is not None:
-            start = latents.to(device, prompt_embeds.dtype)
-        known = {"frozen": image_latents, "renoised": noised, "off": start}[background]
-        latents = fuse(start, known, mask)
+            start = latents.to(image_latents)
+        latents = fuse(start, {"frozen": image_latents, "renoised": noised, "off": start}[background], mask)
 
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
         self._num_timesteps = len(timesteps)
@@ -426,23 +500,9 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
                 if background == "frozen":
                     # sigma-space schedulers rescale their input, but the frozen background is at no noise level
                     model_input = fuse(model_input, image_latents, mask)
-                if in_channels == 9:
+                if masked_image_latents is not None:
                     model_input = torch.cat([model_input, mask, masked_image_latents], dim=1)
-                embeds = prompt_embeds
-                if self.do_classifier_free_guidance:
-                    model_input = torch.cat([model_input] * 2)
-                    embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-                noise_pred = self.unet(
-                    model_input,
-                    t,
-                    encoder_hidden_states=embeds,
-                    cross_attention_kwargs=cross_attention_kwargs,
-                    return_dict=False,
-                )[0]
-                if self.do_classifier_free_guidance:
-                    good, defect = noise_pred.chunk(2)
-                    noise_pred = good + guidance_scale * (defect - good)
-
+                noise_pred = self._guided_prediction(model_input, t, prompt_embeds, negative_prompt_embeds)
                 latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
                 if background != "off":
                     known = image_latents
@@ -461,39 +521,48 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
                     masked_image_latents = changed.pop("masked_image_latents", masked_image_latents)
                     image_latents = changed.pop("image_latents", image_latents)
                 progress_bar.update()
+        return latents
 
-        has_nsfw_concept, visibility, results = None, None, latents
-        if output_type != "latent":
-            decoded = self.decode_latents_to_images(latents)
-            checked, has_nsfw_concept = self.run_safety_checker(decoded / 2 + 0.5, device, prompt_embeds.dtype)
-            if has_nsfw_concept is not None:
-                decoded = (checked.to(decoded) - 0.5) * 2
-            reconstructed = self.decode_latents_to_images(image_latents)
-            visibility = _visibility(decoded, reconstructed, x, pixel_mask)
-            change = decoded - (reconstructed if composite == "change" else x)
-            results = [
-                _composite(_to_array(item), delta, own_mask, box, feather_width)
-                for item, delta, own_mask, box in zip(images, change, masks, boxes, strict=True)
-            ]
-            if output_type == "pil":
-                results = [Image.fromarray(array) for array in results]
-            else:
-                results = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in results]
-                if len({tuple(result.shape) for result in results}) == 1:
-                    results = torch.stack(results)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return results, has_nsfw_concept
-        return SardInpaintOutput(
-            images=results,
-            nsfw_content_detected=has_nsfw_concept,
-            latents=latents,
-            latent_masks=mask,
-            visibility=visibility,
-        )
+    def _guided_prediction(
+        self,
+        model_input: torch.Tensor,
+        t: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        negative_prompt_embeds: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """ε̂ = ε_good + w (ε_defect − ε_good) (classifier-free guidance, Ho & Salimans 2022); plain ε̂ for w ≤ 1."""
+        guided = self.do_classifier_free_guidance
+        prediction = self.unet(
+            torch.cat([model_input] * 2) if guided else model_input,
+            t,
+            encoder_hidden_states=torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds,
+            cross_attention_kwargs=self.cross_attention_kwargs,
+            return_dict=False,
+        )[0]
+        if not guided:
+            return prediction
+        good, defect = prediction.chunk(2)
+        return good + self.guidance_scale * (defect - good)
+
+    def _change(
+        self, latents: torch.Tensor, windows: "_Windows", composite: str
+    ) -> tuple[torch.Tensor, list[float], list[bool] | None]:
+        """What is added to the windows (B, 3, H, W), how visible it is, and the safety checker's verdict, if any."""
+        decoded = self.decode_latents_to_images(latents)
+        checked, has_nsfw_concept = self.run_safety_checker(decoded / 2 + 0.5, decoded.device, latents.dtype)
+        if has_nsfw_concept is not None:
+            decoded = torch.as_tensor(checked).to(decoded) * 2 - 1
+        x = windows.x.float()
+        reconstructed = self.decode_latents_to_images(windows.image_latents)
+        change = (decoded - reconstructed).abs().mean(1, keepdim=True)
+        pixel_mask = windows.pixel_mask.float()
+        inside = (change * pixel_mask).sum((1, 2, 3)) / pixel_mask.sum((1, 2, 3))
+        round_trip = (reconstructed - x).abs().mean((1, 2, 3)).clamp(min=1 / 255)
+        written = decoded - (reconstructed if composite == "change" else x)
+        return written, (inside / round_trip).tolist(), has_nsfw_concept
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """E(x): images (B, 3, H, W) in [-1, 1] to scaled latents, the posterior's mean (no sampling: seeds do not drift)."""
+        """E(x): images (B, 3, H, W) in [-1, 1] to scaled latents; the posterior's mean, so that seeds do not drift."""
         return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
 
     def decode_latents_to_images(self, latents: torch.Tensor) -> torch.Tensor:
@@ -520,7 +589,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
                 self._sard_settings[name] = settings["sampling"]
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
-        """As in diffusers; the folder opens in this class and in plain diffusers, and carries this file as `pipeline.py`."""
+        """As in diffusers; the folder opens here and in plain diffusers, and carries this file as `pipeline.py`."""
         super().save_pretrained(save_directory, **kwargs)
         index = Path(save_directory) / "model_index.json"
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -532,9 +601,6 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         loaded = getattr(self, "_sard_settings", {})
         active = self.get_active_adapters() if loaded else []
         return next((loaded[name] for name in active if name in loaded), {})
-
-
-_composite = composite  # inside `__call__` the option of the same name hides the function
 
 
 def _read_settings(adapter: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -553,14 +619,12 @@ def _read_settings(adapter: Any, kwargs: dict[str, Any]) -> dict[str, Any] | Non
     return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
-def _visibility(
-    decoded: torch.Tensor, reconstructed: torch.Tensor, x: torch.Tensor, pixel_mask: torch.Tensor
-) -> list[float]:
-    """Mean |D(z_0) − D(E(x))| inside the mask over the mean |D(E(x)) − x| of the window, for each image."""
-    change = (decoded - reconstructed).abs().mean(1, keepdim=True)
-    inside = (change * pixel_mask).sum((1, 2, 3)) / pixel_mask.float().sum((1, 2, 3))
-    round_trip = (reconstructed - x).abs().float().mean((1, 2, 3)).clamp(min=1 / 255)
-    return (inside / round_trip).tolist()
+def _as_output(arrays: Sequence[np.ndarray], output_type: str) -> Any:
+    """uint8 (H, W, 3) arrays as PIL images, or as tensors (3, H, W) in [0, 1], stacked when their sizes agree."""
+    if output_type == "pil":
+        return [Image.fromarray(array) for array in arrays]
+    tensors = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
+    return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else tensors
 
 
 def _as_pairs(image: Any, mask_image: Any) -> tuple[list[Any], list[torch.Tensor]]:
@@ -594,7 +658,9 @@ def _as_pairs(image: Any, mask_image: Any) -> tuple[list[Any], list[torch.Tensor
                 "draw the mask at the image's own size"
             )
         if not plane.any():
-            raise ValueError(f"mask {number} is empty: mark at least one pixel (white, or 1)")
+            raise ValueError(
+                f"mask {number} is empty (its brightest value is {array.max()}): mark at least one pixel, 255 or 1"
+            )
         pairs.append((item, torch.from_numpy(plane)[None].float()))
     return [item for item, _ in pairs], [mask for _, mask in pairs]
 

@@ -1,0 +1,376 @@
+"""Adapter + normal images + masks → a labelled data set: best of k by the critic, invisible defects drawn again.
+
+Everything random about sample i comes from (seed, i), and samples are made in fixed batches, so the same command
+gives the same bytes, whether it ran through or was killed and started again.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, COMPOSITES, REGIONS, SardInpaintPipeline
+from sard_lora.report import grid
+from tqdm import tqdm
+
+from sard_lora.adapter import Adapter, SamplingSettings
+from sard_lora.atomic import make_folder, write_text
+from sard_lora.critic import rank_score
+from sard_lora.data import few_shot_split, open_category
+from sard_lora.images import load_image
+from sard_lora.labelled import LabelledSet
+from sard_lora.layouts import GOOD, Sample
+from sard_lora.masks import MaskBank, foreground, sample_mask
+
+SETTINGS = "synthesis.json"
+
+
+@dataclass
+class SynthesizeConfig:
+    """Settings of one synthetic data set."""
+
+    adapter: Path
+    """Adapter folder."""
+    data: Path
+    """Normal images: a data set (its training side is used) or a plain folder of images."""
+    output: Path
+    """Where the labelled data set goes (MVTec-AD layout)."""
+    category: str | None = None
+    """Category inside the data set; default: the folder itself."""
+    count: int = 100
+    """Labelled images to make."""
+    per_defect: bool = False
+    """Make COUNT images of every defect, instead of COUNT in all."""
+    defects: list[str] | None = None
+    """Defects to make; default: all that the adapter knows."""
+    base: str | None = None
+    """Where the adapter's base lies, when not at its own name."""
+    candidates: int = 3
+    """Candidates for each mask; the critic keeps the best one that can be seen."""
+    min_visibility: float = 1.0
+    """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected."""
+    max_attempts: int = 6
+    """Masks tried for one image before it is given up."""
+    masks: str = "mixed"
+    """Where masks come from: real (the few-shot ones, transformed), perlin, stroke or mixed."""
+    background: str | None = None
+    """Background mode of RCD; default: the adapter's."""
+    composite: str = "change"
+    """Write the change that diffusion makes, or its decoded pixels: change or pixels."""
+    region: str = "window"
+    """Generate in a window around the mask, or in the full image: window or full."""
+    guidance_scale: float | None = None
+    """Defect guidance; default: the adapter's."""
+    num_inference_steps: int | None = None
+    """Steps of the reverse diffusion; default: the adapter's."""
+    batch_size: int = 12
+    """Windows generated at once."""
+    copy_normals: bool = True
+    """Also copy the normal images to train/good, so that the set stands alone."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str | None = None
+    """Where to run; default: the GPU when there is one."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("background", self.background, (None, *BACKGROUNDS)),
+            ("composite", self.composite, COMPOSITES),
+            ("region", self.region, REGIONS),
+            ("masks", self.masks, ("mixed", "real", "perlin", "stroke")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
+        for name in ("count", "candidates", "max_attempts", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+
+
+@dataclass
+class _Job:
+    """One image to make: number i of the whole set, and where it goes."""
+
+    number: int
+    defect: str
+    name: str
+    rejected: int = 0
+
+
+@dataclass
+class _Draw:
+    """A normal image and a mask for one attempt at a job."""
+
+    job: _Job
+    sample: Sample
+    image: Image.Image
+    mask: np.ndarray
+    mask_origin: str
+    seeds: list[int]
+
+
+class Candidate(NamedTuple):
+    """One generated image: how visible its defect is, what the critic thinks of it, and its seed."""
+
+    image: Image.Image
+    visibility: float
+    score: float
+    seed: int
+
+
+class Synthesizer:
+    """An adapter loaded for synthesis: the pipeline, its critic and its masks."""
+
+    def __init__(self, adapter: Adapter, config: SynthesizeConfig) -> None:
+        self.adapter, self.config = adapter, config
+        self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.pipe: SardInpaintPipeline = adapter.pipeline(config.base, self.device, dtype)
+        critic = adapter.critic()
+        self.critic = critic.to(self.device) if critic is not None else None
+        self.bank: MaskBank = adapter.masks()
+
+    def draw(self, job: _Job, attempt: int, normals: Sequence[Sample]) -> _Draw:
+        """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
+        rng = np.random.default_rng([self.config.seed, job.number, attempt])
+        sample = normals[rng.integers(len(normals))]
+        image = load_image(sample.image)
+        mask, origin = sample_mask(self.bank.for_defect(job.defect), foreground(image), rng, source=self.config.masks)
+        seeds = [int(seed) for seed in rng.integers(2**31, size=self.config.candidates)]
+        return _Draw(job, sample, image, mask, origin, seeds)
+
+    def generate(self, draws: Sequence[_Draw]) -> list[list[Candidate]]:
+        """For every draw its candidates; without a critic every score is 0."""
+        config, k = self.config, self.config.candidates
+        settings = self.adapter.config.sampling
+        output = self.pipe(
+            [self.adapter.prompt(draw.job.defect) for draw in draws for _ in range(k)],
+            image=[draw.image for draw in draws for _ in range(k)],
+            mask_image=[Image.fromarray(draw.mask) for draw in draws for _ in range(k)],
+            negative_prompt=self.adapter.prompt(GOOD),
+            background=config.background or settings.background,
+            composite=config.composite,
+            region=config.region,
+            context=settings.context,
+            min_side=settings.min_side,
+            height=self.adapter.config.base.resolution,
+            width=self.adapter.config.base.resolution,
+            guidance_scale=config.guidance_scale or settings.guidance_scale,
+            num_inference_steps=config.num_inference_steps or settings.num_inference_steps,
+            generator=[torch.Generator().manual_seed(seed) for draw in draws for seed in draw.seeds],
+        )
+        scores = [0.0] * len(output.images)
+        if self.critic is not None:
+            scores = rank_score(
+                self.critic,
+                output.latents.float(),
+                output.latent_masks.float(),
+                self.pipe.scheduler.alphas_cumprod.float(),
+                config.background or settings.background,
+                self.adapter.config.critic_grid,
+            ).tolist()
+        seeds = [seed for draw in draws for seed in draw.seeds]
+        flat = [Candidate(*row) for row in zip(output.images, output.visibility, scores, seeds, strict=True)]
+        return [flat[start : start + k] for start in range(0, len(flat), k)]
+
+
+def synthesize(config: SynthesizeConfig, progress: Callable | None = None) -> dict[str, Any]:
+    """Make the labelled data set that `config` describes; returns the report that is also in `synthesis.json`.
+
+    The same call after a kill completes the set. Raises ValueError, naming the folder, when the output holds a set
+    that was made with other settings.
+    """
+    begun = time.monotonic()
+    adapter = Adapter.load(config.adapter)
+    unknown = sorted(set(config.defects or ()) - set(adapter.config.defects))
+    if unknown:
+        raise ValueError(
+            f"{config.adapter}: knows no defect {', '.join(unknown)}; it knows {', '.join(adapter.config.defects)}"
+        )
+    normals = normal_images(config.data, config.category)
+    settings = _settings(config, adapter)
+    _check_same_settings(make_folder(config.output), settings)
+    labelled = LabelledSet(config.output)
+    jobs = _plan(config, adapter)
+    per_batch = max(1, config.batch_size // config.candidates)
+    batches = [jobs[start : start + per_batch] for start in range(0, len(jobs), per_batch)]
+    bar = tqdm(total=len(jobs), desc="synthesize", disable=progress is not None)
+    synthesizer = None
+    for batch in batches:
+        if not all(labelled.has(job.defect, job.name) for job in batch):
+            synthesizer = synthesizer or Synthesizer(adapter, config)
+            _make_batch(synthesizer, batch, normals, labelled)
+        bar.update(len(batch))
+    bar.close()
+    if config.copy_normals:
+        labelled.add_normals(normals)
+    labelled.write_metadata()
+    report = _report(labelled, jobs, settings, time.monotonic() - begun)
+    write_text(config.output / SETTINGS, json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def normal_images(data: Path, category: str | None) -> tuple[Sample, ...]:
+    """Normal images to write into: the training side of a data set, or all images of a plain folder."""
+    suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+    files = sorted(path for path in data.glob("*") if path.suffix.lower() in suffixes) if data.is_dir() else []
+    if files and category is None:
+        return tuple(Sample(path, None, GOOD, path.name) for path in files)
+    normals = few_shot_split(open_category(data, category)).normals
+    if not normals:
+        raise ValueError(f"{data}: no normal images to write defects into. Put them into train/good")
+    return normals
+
+
+def sample_grid(
+    pipe: SardInpaintPipeline,
+    bank: MaskBank,
+    normals: Sequence[Sample],
+    prompts: dict[str, str],
+    sampling: SamplingSettings,
+    resolution: int,
+    rng: np.random.Generator,
+    path: Path,
+    per_defect: int = 2,
+) -> None:
+    """Save a picture of what a pipeline makes now: normal image, mask and result in rows, some of every defect."""
+    rows = []
+    for defect in [name for name in prompts if name != GOOD]:
+        for _ in range(per_defect):
+            image = load_image(normals[rng.integers(len(normals))].image)
+            mask, _ = sample_mask(bank.for_defect(defect), foreground(image), rng, source="real")
+            result = pipe(
+                prompts[defect],
+                image=image,
+                mask_image=Image.fromarray(mask),
+                negative_prompt=prompts[GOOD],
+                background=sampling.background,
+                context=sampling.context,
+                min_side=sampling.min_side,
+                height=resolution,
+                width=resolution,
+                guidance_scale=sampling.guidance_scale,
+                num_inference_steps=sampling.num_inference_steps,
+                generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
+            ).images[0]
+            rows.append([image, Image.fromarray(mask), result])
+    grid(rows, ["normal", "mask", "result"], path)
+
+
+def verify(root: Path, normals_root: Path) -> dict[str, Any]:
+    """Read a synthetic set back from disk and compare every image with the normal image it was made from.
+
+    Returns `pixels_changed_outside_mask` (their number over the whole set) and `labels_equal_written_region`: every
+    label is the mask that was written into, and every changed pixel lies in it.
+    """
+    outside, labels_hold = 0, True
+    for record in LabelledSet(root).records():
+        image = np.asarray(Image.open(root / record["file_name"]).convert("RGB"))
+        label = np.asarray(Image.open(root / record["mask_file_name"])) > 0
+        normal = np.asarray(load_image(normals_root / record["normal"]))
+        changed = (image != normal).any(-1)
+        outside += int((changed & ~label).sum())
+        labels_hold &= _digest(label) == record["mask_sha256"] and bool(changed.any())
+    return {"pixels_changed_outside_mask": outside, "labels_equal_written_region": labels_hold and outside == 0}
+
+
+def _make_batch(
+    synthesizer: Synthesizer, batch: Sequence[_Job], normals: Sequence[Sample], labelled: LabelledSet
+) -> None:
+    """Make all jobs of a batch, drawing again those whose candidates are all invisible; write the missing ones."""
+    config, waiting = synthesizer.config, list(batch)
+    for attempt in range(config.max_attempts):
+        draws = [synthesizer.draw(job, attempt, normals) for job in waiting]
+        for draw, candidates in zip(draws, synthesizer.generate(draws), strict=True):
+            job = draw.job
+            visible = [candidate for candidate in candidates if candidate.visibility >= config.min_visibility]
+            job.rejected += len(candidates) - len(visible)
+            if not visible:
+                continue
+            waiting.remove(job)
+            if not labelled.has(job.defect, job.name):
+                _write(synthesizer, draw, max(visible, key=lambda candidate: candidate.score), labelled)
+        if not waiting:
+            return
+
+
+def _write(synthesizer: Synthesizer, draw: _Draw, candidate: Candidate, labelled: LabelledSet) -> None:
+    """Add one image to the set, grey where its normal image is grey."""
+    config, job = synthesizer.config, draw.job
+    with Image.open(draw.sample.image) as file:
+        grey = file.mode in ("1", "L", "I", "I;16")
+    record = {
+        "normal": _relative(draw.sample.image, config.data, config.category),
+        "mask_origin": draw.mask_origin,
+        "mask_sha256": _digest(draw.mask),
+        "defect": job.defect,
+        "prompt": synthesizer.adapter.prompt(job.defect),
+        "seed": candidate.seed,
+        "critic_score": candidate.score,
+        "visibility": candidate.visibility,
+        "rejected": job.rejected,
+        "method": "sard",
+    }
+    labelled.add(job.defect, job.name, candidate.image.convert("L") if grey else candidate.image, draw.mask, record)
+
+
+def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[_Job]:
+    defects = config.defects or adapter.config.defects
+    total = config.count * len(defects) if config.per_defect else config.count
+    return [_Job(i, defects[i % len(defects)], f"{i // len(defects):06d}") for i in range(total)]
+
+
+def _settings(config: SynthesizeConfig, adapter: Adapter) -> dict[str, Any]:
+    """What decides the bytes of a sample; a set may be continued to a larger count, not with other settings."""
+    ignored = ("output", "count", "per_defect", "copy_normals", "device", "adapter", "data")
+    values = {key: value for key, value in asdict(config).items() if key not in ignored}
+    return values | {
+        "category": adapter.config.category,
+        "defects": list(config.defects or adapter.config.defects),
+        "adapter_sha256": hashlib.sha256(
+            (adapter.folder / "pytorch_lora_weights.safetensors").read_bytes()
+        ).hexdigest(),
+    }
+
+
+def _check_same_settings(output: Path, settings: dict[str, Any]) -> None:
+    path = output / SETTINGS
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        different = [key for key in settings if there.get(key) != settings[key]]
+        if different:
+            raise ValueError(
+                f"{output}: holds a set made with another {', '.join(different)}. Choose another --output, or delete it"
+            )
+    elif any(output.glob("test/*/*.png")):
+        raise ValueError(f"{output}: holds images that were not made here. Choose another --output")
+    else:
+        write_text(path, json.dumps({"settings": settings}, indent=2) + "\n")
+
+
+def _report(labelled: LabelledSet, jobs: Sequence[_Job], settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+    records = list(labelled.records())
+    done = {(record["defect"], Path(record["file_name"]).stem) for record in records}
+    missing = [job for job in jobs if (job.defect, job.name) not in done]
+    return {
+        "settings": settings,
+        "synthesized": len(records),
+        "rejected": sum(record["rejected"] for record in records) + sum(job.rejected for job in missing),
+        "given_up": len(missing),
+        "per_defect": {d: sum(record["defect"] == d for record in records) for d in settings["defects"]},
+        "seconds": round(seconds, 1),
+    }
+
+
+def _relative(path: Path, data: Path, category: str | None) -> str:
+    root = data / category if category and (data / category).is_dir() else data
+    return path.relative_to(root).as_posix()
+
+
+def _digest(mask: np.ndarray) -> str:
+    return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()

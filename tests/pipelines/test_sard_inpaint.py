@@ -1,0 +1,238 @@
+"""SardInpaintPipeline: what it promises about pixels, inputs, schedulers, and its place in diffusers."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionInpaintPipeline
+from PIL import Image
+from sard_lora.pipelines import sard_inpaint
+from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
+from tiny_base import write_tiny_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_tiny_base(tmp_path_factory.mktemp("bases") / "nine")
+
+
+@pytest.fixture
+def pipe(base):
+    pipe = SardInpaintPipeline.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def scratch(width, height, row, columns=(10, 30)):
+    mask = np.zeros((height, width), bool)
+    mask[row, columns[0] : columns[1]] = True
+    return Image.fromarray(mask)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def changed(result, image):
+    return (np.asarray(result) != np.asarray(image)).any(-1)
+
+
+@pytest.mark.parametrize("composite", ["change", "pixels"])
+@pytest.mark.parametrize("region", ["window", "full"])
+@pytest.mark.parametrize("background", ["frozen", "renoised", "off"])
+def test_background_is_bit_exact(pipe, background, region, composite):
+    image, mask = picture(90, 61), scratch(90, 61, 20)
+    result = pipe(
+        "a crack",
+        image=image,
+        mask_image=mask,
+        negative_prompt="good",
+        background=background,
+        region=region,
+        composite=composite,
+        num_inference_steps=2,
+        generator=seeded(),
+    )
+    difference = changed(result.images[0], image)
+    assert not difference[~np.asarray(mask)].any()
+    assert difference[np.asarray(mask)].any()
+
+
+def watch(pipe, background, **options):
+    """All intermediate latents of a run, with the image latents and the mask."""
+    seen = []
+
+    def remember(pipeline, step, timestep, tensors):
+        seen.append({name: tensor.clone() for name, tensor in tensors.items()})
+        return {}
+
+    pipe(
+        "a crack",
+        image=picture(90, 61),
+        mask_image=scratch(90, 61, 20),
+        background=background,
+        num_inference_steps=4,
+        generator=seeded(),
+        output_type="latent",
+        callback_on_step_end=remember,
+        callback_on_step_end_tensor_inputs=["latents", "image_latents", "mask"],
+        **options,
+    )
+    return seen
+
+
+def test_frozen_background_latents_are_equal_to_the_bit_at_every_step(pipe):
+    seen = watch(pipe, "frozen")
+    assert len(seen) == 4
+    for step in seen:
+        outside = step["mask"].expand_as(step["latents"]) < 0.5
+        assert step["latents"][outside].equal(step["image_latents"][outside])
+
+
+def test_renoised_background_ends_clean_and_off_does_not(pipe):
+    for background, clean in (("renoised", True), ("off", False)):
+        seen = watch(pipe, background)
+        outside = seen[-1]["mask"].expand_as(seen[-1]["latents"]) < 0.5
+        same = [step["latents"][outside].equal(step["image_latents"][outside]) for step in seen]
+        assert same == [False, False, False, clean]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "DDPMScheduler",
+        "DDIMScheduler",
+        "PNDMScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "UniPCMultistepScheduler",
+        "LCMScheduler",
+    ],
+)
+@pytest.mark.parametrize("background", ["frozen", "renoised"])
+def test_any_scheduler(pipe, scheduler, background):
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    for step in watch(pipe, background)[-1:]:
+        assert step["latents"].isfinite().all()
+        outside = step["mask"].expand_as(step["latents"]) < 0.5
+        assert step["latents"][outside].equal(step["image_latents"][outside])
+
+
+@pytest.mark.parametrize(("channels", "prediction_type"), [(4, "epsilon"), (9, "v_prediction")])
+def test_other_bases(tmp_path, channels, prediction_type):
+    pipe = SardInpaintPipeline.from_pretrained(write_tiny_base(tmp_path, channels, prediction_type))
+    image, mask = picture(64, 64), scratch(64, 64, 20)
+    result = pipe("a crack", image=image, mask_image=mask, num_inference_steps=2, generator=seeded()).images[0]
+    assert not changed(result, image)[~np.asarray(mask)].any()
+
+
+def test_every_image_has_its_own_mask_prompt_size_and_generator(pipe):
+    images = [picture(90, 61, 1), picture(40, 120, 2)]
+    masks = [scratch(90, 61, 20), scratch(40, 120, 100)]
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "negative_prompt": "good"}
+    together = pipe(
+        ["a crack", "a hole"], image=images, mask_image=masks, generator=[seeded(1), seeded(2)], **options
+    ).images
+    for index, prompt in enumerate(["a crack", "a hole"]):
+        alone = pipe(
+            prompt, image=images[index], mask_image=masks[index], generator=seeded(index + 1), **options
+        ).images[0]
+        assert alone.size == images[index].size
+        distance = np.abs(np.asarray(alone, int) - np.asarray(together[index], int)).max()
+        assert distance <= 1, "batching moves a pixel by rounding at most"
+
+
+def test_output_types(pipe):
+    image, mask = picture(64, 64), scratch(64, 64, 20)
+    results = {
+        kind: pipe("a crack", image=image, mask_image=mask, num_inference_steps=2, generator=seeded(), output_type=kind)
+        for kind in ("pil", "pt", "latent")
+    }
+    as_tensor = torch.from_numpy(np.array(results["pil"].images[0])).permute(2, 0, 1).float() / 255
+    assert results["pt"].images.equal(as_tensor[None])
+    assert results["latent"].images.equal(results["pil"].latents)
+    assert results["latent"].images.shape == (1, 4, 8, 8)
+    from_tensors = pipe(
+        "a crack",
+        image=torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255,
+        mask_image=torch.from_numpy(np.array(mask))[None, None].float(),
+        num_inference_steps=2,
+        generator=seeded(),
+    )
+    assert not changed(from_tensors.images[0], results["pil"].images[0]).any()
+
+
+def test_guidance_moves_away_from_the_negative_prompt(pipe):
+    image, mask = picture(64, 64), scratch(64, 64, 20)
+    options = {"image": image, "mask_image": mask, "num_inference_steps": 2, "output_type": "latent"}
+    defect = pipe("crack", guidance_scale=1.0, generator=seeded(), **options).images
+    same = pipe("crack", negative_prompt="crack", guidance_scale=5.0, generator=seeded(), **options).images
+    away = pipe("crack", negative_prompt="good", guidance_scale=5.0, generator=seeded(), **options).images
+    assert torch.allclose(defect, same, atol=1e-5)
+    assert not torch.allclose(defect, away, atol=1e-3)
+
+
+def test_grey_and_one_valued_masks_are_understood(pipe):
+    image, mask = picture(64, 64), scratch(64, 64, 20)
+    ones = Image.fromarray(np.asarray(mask).astype(np.uint8))
+    options = {"image": image, "num_inference_steps": 1}
+    expected = pipe("a crack", mask_image=mask, generator=seeded(), **options).images[0]
+    for same in (ones, mask.convert("L"), mask.convert("RGB")):
+        assert not changed(pipe("a crack", mask_image=same, generator=seeded(), **options).images[0], expected).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask_image": None}, "mask_image is missing"),
+        ({"image": None}, "image is missing"),
+        ({"mask_image": Image.new("L", (64, 64))}, "mask 0 is empty"),
+        ({"mask_image": Image.new("L", (64, 64), 90)}, "brightest value is 90"),
+        ({"mask_image": Image.new("L", (64, 32), 255)}, "64 × 32 pixels, its image 64 × 64"),
+        ({"image": Image.new("I;16", (64, 64))}, "8 bits"),
+        ({"image": [picture(64, 64)] * 3, "mask_image": [scratch(64, 64, 5)] * 2}, "3 images and 2 masks"),
+        ({"prompt": ["a crack", "a hole"]}, "2 prompts for 1 images"),
+        ({"background": "clean"}, "'clean' is not one of renoised, frozen, off"),
+        ({"composite": "paste"}, "is not one of change, pixels"),
+        ({"region": "crop"}, "is not one of window, full"),
+        ({"output_type": "np"}, "is not one of pil, pt, latent"),
+        ({"generator": [seeded(), seeded()]}, "2 generators for 1 images"),
+        ({"strength": 0.01}, "no step to take"),
+    ],
+)
+def test_bad_input_is_a_clear_error(pipe, arguments, message):
+    good = {"prompt": "a crack", "image": picture(64, 64), "mask_image": scratch(64, 64, 20), "num_inference_steps": 2}
+    with pytest.raises(ValueError, match=message):
+        pipe(**(good | arguments))
+
+
+def run(pipe):
+    return pipe(
+        "a crack",
+        image=picture(64, 64),
+        mask_image=scratch(64, 64, 20),
+        num_inference_steps=2,
+        generator=seeded(),
+        output_type="latent",
+    )[0]
+
+
+def test_from_pipe_and_custom_pipeline_give_the_same(pipe, base, tmp_path):
+    expected = run(pipe)
+    plain = StableDiffusionInpaintPipeline.from_pretrained(base)
+    assert run(SardInpaintPipeline.from_pipe(plain)).equal(expected)
+    for source in (sard_inpaint.__file__, str(base)):
+        loaded = DiffusionPipeline.from_pretrained(base, custom_pipeline=source, trust_remote_code=True)
+        assert type(loaded).__name__ == "SardInpaintPipeline"
+        assert run(loaded).equal(expected)
+    pipe.save_pretrained(tmp_path / "copy")
+    assert run(SardInpaintPipeline.from_pretrained(tmp_path / "copy")).equal(expected)

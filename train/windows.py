@@ -1,0 +1,115 @@
+"""Training windows: square crops around masks, at the scales that sampling will use, encoded to latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
+from scipy import ndimage
+
+from sard_lora.data import GOOD, Sample
+from sard_lora.images import load_image, load_mask
+from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """Scales and symmetries of the training windows."""
+
+    resolution: int
+    context_range: tuple[float, float]
+    min_side: int
+    flip_horizontal: bool
+    flip_vertical: bool
+    rotate: bool
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A stack of encoded windows.
+
+    latents, masked_latents: (N, 4, h, w), scaled; masks: latent masks (N, 1, h, w) in {0, 1}; defects: N names.
+    """
+
+    latents: torch.Tensor
+    masked_latents: torch.Tensor
+    masks: torch.Tensor
+    defects: list[str]
+
+    def take(self, index: np.ndarray) -> "Windows":
+        """The windows at `index`."""
+        rows = torch.from_numpy(index)
+        return Windows(
+            self.latents[rows], self.masked_latents[rows], self.masks[rows], [self.defects[i] for i in index]
+        )
+
+    @staticmethod
+    def cat(parts: Sequence["Windows"]) -> "Windows":
+        """Windows one after the other."""
+        return Windows(
+            torch.cat([part.latents for part in parts]),
+            torch.cat([part.masked_latents for part in parts]),
+            torch.cat([part.masks for part in parts]),
+            [defect for part in parts for defect in part.defects],
+        )
+
+
+class WindowSource:
+    """Draws windows of the few anomalies, and of normal images under masks from the sampler."""
+
+    def __init__(self, anomalies: Sequence[Sample], normals: Sequence[Sample], settings: WindowSettings) -> None:
+        self.settings = settings
+        self.anomalies = []
+        for sample in anomalies:
+            image = load_image(sample.image)
+            mask = np.asarray(load_mask(sample.mask, image.size)) > 127
+            self.anomalies.append((image, mask, sample.defect))
+        self.defects = sorted({defect for _, _, defect in self.anomalies})
+        self.by_defect = {d: [a for a in self.anomalies if a[2] == d] for d in self.defects}
+        self.normals = list(normals)
+        self.bank = MaskBank.from_samples(anomalies)
+        self._normal = lru_cache(maxsize=512)(_load_normal)
+
+    def draw_anomaly(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """One window of a real defect, every defect type equally often: (3, R, R) in [-1, 1], (1, R, R), defect."""
+        defect = self.defects[rng.integers(len(self.defects))]
+        image, mask, _ = self.by_defect[defect][rng.integers(len(self.by_defect[defect]))]
+        focus = mask
+        if rng.random() < 0.5:
+            labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+            focus = labels == rng.integers(1, count + 1)
+        return *self._window(image, mask, focus, rng), defect
+
+    def draw_normal(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """One window of a normal image under a mask from the sampler."""
+        sample = self.normals[rng.integers(len(self.normals))]
+        image, product = self._normal(str(sample.image))
+        bank: Sequence[BankMask] = self.bank.for_defect(self.defects[rng.integers(len(self.defects))])
+        mask, _ = sample_mask(bank, product, rng, source="mixed")
+        return *self._window(image, mask, mask, rng), GOOD
+
+    def _window(
+        self, image: Image.Image, mask: np.ndarray, focus: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        settings, size = self.settings, (self.settings.resolution,) * 2
+        context = rng.uniform(*settings.context_range)
+        min_side = round(settings.min_side * rng.uniform(1.0, 1.5))
+        box = window_box(torch.from_numpy(focus)[None].float(), context, min_side, tuple(rng.uniform(0.2, 0.8, 2)))
+        pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)
+        x, m = crop_window(pixels, box, size), crop_mask(torch.from_numpy(mask)[None].float(), box, size)
+        flips = [axis for axis, allowed in ((2, settings.flip_horizontal), (1, settings.flip_vertical)) if allowed]
+        for axis in flips:
+            if rng.random() < 0.5:
+                x, m = x.flip(axis), m.flip(axis)
+        if settings.rotate:
+            turns = int(rng.integers(4))
+            x, m = x.rot90(turns, (1, 2)), m.rot90(turns, (1, 2))
+        return x, m
+
+
+def _load_normal(path: str) -> tuple[Image.Image, np.ndarray]:
+    image = load_image(path)
+    return image, foreground(image)
