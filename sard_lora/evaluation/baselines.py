@@ -1,0 +1,198 @@
+"""Training sets that need no generator: real defects cut out and pasted on normal images.
+
+The other free baseline, `real`, is the few real defects themselves and needs no code.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from sard_lora.images import load_image, load_mask
+from sard_lora.labelled import LabelledSet
+from sard_lora.layouts import Sample
+from sard_lora.masks import foreground
+
+# Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
+_RING = 8
+_SCALE = (0.7, 1.4)
+_FEATHER = 3
+# Half of the defects go where the real one was: chipped edges are at edges.
+_KEEP_LOCATION = 0.5
+# A defect that would lose more than this share beyond the part or the image is put elsewhere.
+_MAX_LOSS = 0.5
+_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A real defect with its surroundings.
+
+    `pixels` fp32 (h, w, 3) in [0, 255]; `mask` bool (h, w); `valid` bool (h, w), False where the cut-out reaches
+    beyond its image; `centre` (row, column) in [0, 1] of the image it was cut from.
+    """
+
+    pixels: np.ndarray
+    mask: np.ndarray
+    valid: np.ndarray
+    centre: tuple[float, float]
+
+
+def write_paste(
+    train_samples: Sequence[Sample],
+    normals: Sequence[Sample],
+    output: LabelledSet,
+    counts: int | Mapping[str, int],
+    seed: int = 0,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Fill `output` with normal images that real defects were pasted on, `counts` of each defect.
+
+    Each image shows one real defect, cut out along its mask, flipped, turned, scaled, moved in brightness to its
+    new surroundings and blended over an inner edge. The label is the region that was written; outside it the pixels
+    are those of the normal image. Images that `output` already has are kept, so the same call after a kill completes
+    the set; image number i of a defect depends on `seed` and i alone.
+    `progress` is called with the defect and the number of its images so far.
+    Raises `ValueError` without normal images, for a defect without samples, and where no part is found to paste on.
+    """
+    if not normals:
+        raise ValueError("no normal images to paste defects on: give at least one")
+    by_defect: dict[str, list[Sample]] = {}
+    for sample in train_samples:
+        by_defect.setdefault(sample.defect, []).append(sample)
+    if not isinstance(counts, Mapping):
+        counts = dict.fromkeys(by_defect, counts)
+    if strangers := sorted(set(counts) - set(by_defect)):
+        raise ValueError(
+            f"no real {', '.join(strangers)} to paste: the training side has {', '.join(sorted(by_defect))}"
+        )
+    for number, defect in enumerate(sorted(by_defect)):
+        for index in range(counts.get(defect, 0)):
+            name = f"{index:06d}"
+            if not output.has(defect, name):
+                rng = np.random.default_rng([seed, number, index])
+                _add_one(by_defect[defect], normals, output, name, seed, rng)
+            if progress is not None:
+                progress(defect, index + 1)
+    output.write_metadata()
+
+
+def _add_one(
+    sources: Sequence[Sample],
+    normals: Sequence[Sample],
+    output: LabelledSet,
+    name: str,
+    seed: int,
+    rng: np.random.Generator,
+) -> None:
+    for _ in range(_ATTEMPTS):
+        source = sources[rng.integers(len(sources))]
+        normal = normals[rng.integers(len(normals))]
+        image = load_image(normal.image)
+        cutout = transform(cut_out(source), rng)
+        pasted = paste(np.asarray(image), foreground(image), cutout, rng)
+        if pasted is None:
+            continue
+        pixels, mask = pasted
+        record = {
+            "normal": "/".join(normal.image.parts[-3:]),
+            "mask_origin": f"{source.defect}/{source.image.stem}",
+            "defect": source.defect,
+            "prompt": "",
+            "seed": seed,
+            "critic_score": None,
+            "visibility": float(np.abs(pixels.astype(float) - np.asarray(image))[mask].mean()),
+            "method": "paste",
+        }
+        output.add(source.defect, name, Image.fromarray(pixels), mask, record)
+        return
+    raise ValueError(
+        f"{normals[0].image.parent}: found no place for a {sources[0].defect} in {_ATTEMPTS} attempts; "
+        "check that the part fills a fair share of these images"
+    )
+
+
+def cut_out(sample: Sample) -> Cutout:
+    """The defect of a sample with a ring of its surroundings."""
+    image = load_image(sample.image)
+    mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = tuple(slice(max(0, line[0] - _RING), line[-1] + _RING + 1) for line in (rows, columns))
+    centre = tuple(
+        float((line[0] + line[-1] + 1) / 2 / length) for line, length in zip((rows, columns), mask.shape, strict=True)
+    )
+    pixels = np.asarray(image, dtype=np.float32)[box]
+    return Cutout(pixels, mask[box], np.ones_like(mask[box]), centre)
+
+
+def transform(cutout: Cutout, rng: np.random.Generator) -> Cutout:
+    """Flip at random, turn by any angle, scale by 0.7 … 1.4; thin masks survive because they are turned softly."""
+    pixels, mask = cutout.pixels, cutout.mask
+    for axis in (0, 1):
+        if rng.random() < 0.5:
+            pixels, mask = np.flip(pixels, axis), np.flip(mask, axis)
+    angle, scale = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(*np.log(_SCALE)))
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    size = np.ceil(scale * np.abs(rotation) @ np.array(mask.shape)).astype(int) + 2
+    inverse = rotation.T / scale
+    offset = (np.array(mask.shape) - 1) / 2 - inverse @ ((size - 1) / 2)
+
+    def warp(plane: np.ndarray, mode: str) -> np.ndarray:
+        return ndimage.affine_transform(
+            plane.astype(np.float32), inverse, offset, output_shape=tuple(size), order=1, mode=mode
+        )
+
+    turned = np.stack([warp(pixels[..., channel], "nearest") for channel in range(3)], axis=-1)
+    return Cutout(turned, warp(mask, "constant") >= 0.4, warp(np.ones(mask.shape), "constant") > 0.99, cutout.centre)
+
+
+def paste(
+    image: np.ndarray, foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Blend `cutout` into `image` uint8 (H, W, 3), on the part only (`foreground` bool (H, W)).
+
+    Returns the new image and the written region bool (H, W), or None where the drawn place has too little room.
+    """
+    target, source = _overlap(_place(foreground, cutout, rng), cutout.mask.shape, foreground.shape)
+    mask = cutout.mask[source] & cutout.valid[source] & foreground[target]
+    if mask.sum() < max(1, (1 - _MAX_LOSS) * cutout.mask.sum()):
+        return None
+    patch = image[target].astype(np.float32)
+    ring = ndimage.binary_dilation(cutout.mask[source], iterations=_RING - 1) & ~cutout.mask[source]
+    ring &= cutout.valid[source] & foreground[target]
+    pixels = cutout.pixels[source]
+    if ring.any():
+        pixels = pixels + patch[ring].mean(0) - pixels[ring].mean(0)
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    weight = np.clip(depth / min(_FEATHER, depth.max()), 0, 1)[..., None]
+    blended = np.rint(np.clip(patch + weight * (pixels - patch), 0, 255)).astype(np.uint8)
+    result, written = image.copy(), np.zeros_like(foreground)
+    result[target][mask] = blended[mask]
+    written[target] = mask
+    return result, written
+
+
+def _place(foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator) -> tuple[int, int]:
+    """Row and column of the cut-out's upper left corner in the image; may lie outside."""
+    if rng.random() < _KEEP_LOCATION:
+        centre = [share * length for share, length in zip(cutout.centre, foreground.shape, strict=True)]
+    else:
+        on_part = np.flatnonzero(foreground)
+        if not on_part.size:
+            raise ValueError("no part was found in the image: its foreground is empty")
+        centre = np.unravel_index(on_part[rng.integers(on_part.size)], foreground.shape)
+    return tuple(int(c - length / 2) for c, length in zip(centre, cutout.mask.shape, strict=True))
+
+
+def _overlap(
+    corner: tuple[int, int], size: tuple[int, int], bounds: tuple[int, int]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a patch of `size` at `corner` lies in an image of `bounds`, as slices of the image and of the patch."""
+    target, source = [], []
+    for start, length, bound in zip(corner, size, bounds, strict=True):
+        low, high = max(0, start), max(0, start, min(bound, start + length))
+        target.append(slice(low, high))
+        source.append(slice(low - start, high - start))
+    return tuple(target), tuple(source)

@@ -1,0 +1,107 @@
+"""The leak guard: a training set may hold nothing of what is held back, nor of anything that shows the same part."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from sard_lora.data import Category, Split
+from sard_lora.images import load_image
+from sard_lora.labelled import RECORD_KEY
+from sard_lora.layouts import Sample
+
+
+def held_back(category: Category, split: Split) -> tuple[Sample, ...]:
+    """Everything of the groups that are tested on, on the dev or the test side, unused images included."""
+    groups = {sample.group for sample in (*split.dev, *split.test)}
+    return tuple(sample for sample in category.samples if sample.group in groups)
+
+
+def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -> None:
+    """Raise `ValueError`, naming the files, where `training` images come from the held-back side of `category`.
+
+    Two signs are looked for: a training image with the very pixels of a held-back one, and a record (in the PNGs
+    that sard-lora writes) which names a held-back image as the normal image or as the origin of the mask. Images
+    made by other programs carry no record: for these only the pixels can be compared.
+    """
+    forbidden = held_back(category, split)
+    allowed = set(category.samples) - set(forbidden)
+    by_pixels = {_pixel_digest(sample.image): sample for sample in forbidden}
+    findings = []
+    for sample in training:
+        if original := by_pixels.get(_pixel_digest(sample.image)):
+            findings.append(f"{sample.image}: is the held-back image {original.image}")
+            continue
+        record = read_record(sample.image)
+        if record is None:
+            continue
+        normal = str(record.get("normal") or "")
+        if _names_only(normal, forbidden, allowed, category.root):
+            findings.append(f"{sample.image}: was made from the held-back normal image {normal}")
+        origin = str(record.get("mask_origin") or "")
+        if names := _mask_names(origin, sample.defect) & {_mask_name(s) for s in forbidden if s.mask}:
+            findings.append(f"{sample.image}: its mask comes from the held-back defect {', '.join(sorted(names))}")
+    if findings:
+        more = [f"… and {len(findings) - 10} more"] if len(findings) > 10 else []
+        raise ValueError(
+            "\n".join(
+                [
+                    f"{len(findings)} training images leak what is tested on:",
+                    *findings[:10],
+                    *more,
+                    f"Make the set again from the training side of {category.root} alone (synthesize does, unless the "
+                    "adapter was trained on another split), or take these images out.",
+                ]
+            )
+        )
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record that sard-lora stored in a PNG, or None where there is none."""
+    with Image.open(path) as image:
+        text = image.info.get(RECORD_KEY)
+    return json.loads(text) if text else None
+
+
+def _pixel_digest(path: Path) -> bytes:
+    image = load_image(path)
+    return hashlib.sha256(str(image.size).encode() + image.tobytes()).digest()
+
+
+def _names_only(name: str, forbidden: Iterable[Sample], allowed: Iterable[Sample], root: Path) -> bool:
+    """Whether a path as recorded, whole or in part, means forbidden samples and no allowed one.
+
+    The longest tail of the recorded path that means anything counts, so that data sets may have moved since, and a
+    bare file name that both sides have is given the benefit of the doubt.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    for length in range(len(parts), 0, -1):
+        tail = parts[-length:]
+        if any(_has_tail(sample, tail, root) for sample in allowed):
+            return False
+        if any(_has_tail(sample, tail, root) for sample in forbidden):
+            return True
+    return False
+
+
+def _has_tail(sample: Sample, tail: tuple[str, ...], root: Path) -> bool:
+    return sample.image.relative_to(root).parts[-len(tail) :] == tail
+
+
+def _mask_name(sample: Sample) -> str:
+    return f"{sample.defect}/{sample.image.stem}"
+
+
+def _mask_names(origin: str, defect: str) -> set[str]:
+    """Every "<defect>/<stem>" that a recorded origin such as `crack/003`, `003` or `…/crack/003_mask.png` may mean."""
+    names = set()
+    for word in re.split(r"[^\w./\\-]+", origin):
+        path = PurePosixPath(word.replace("\\", "/"))
+        stem = re.sub(r"\.(png|jpe?g|bmp|tiff?|webp)$", "", path.name, flags=re.IGNORECASE).removesuffix("_mask")
+        if stem:
+            names.add(f"{path.parent.name or defect}/{stem}")
+    return names

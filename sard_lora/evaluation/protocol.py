@@ -1,0 +1,254 @@
+"""The evaluation protocol: one segmenter per kind of training data, all trained alike, tested on held-back defects.
+
+The held-back side is cut by `few_shot_split`; nothing is selected on it, and a training set that touches it is
+refused. Every finished method is kept on disk, so a killed evaluation goes on where it stopped.
+"""
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
+from tqdm import tqdm
+
+from sard_lora.atomic import atomic_folder, make_folder, write_text
+from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
+from sard_lora.evaluation.baselines import write_paste
+from sard_lora.evaluation.leaks import refuse_leaks
+from sard_lora.evaluation.metrics import ScoreHistogram, summarise
+from sard_lora.evaluation.page import write_page
+from sard_lora.evaluation.segmenters import Segmenter, predict, save_segmenter
+from sard_lora.images import DataError, Problem, load_image, load_mask
+from sard_lora.labelled import LabelledSet
+from sard_lora.layouts import GOOD, Sample
+
+PARTS = ("real", "paste", "sard")
+_PICTURES = 12
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(SegmenterConfig):
+    """What is compared, and how the segmenters are trained."""
+
+    test: Path
+    """Folder of the real data: its held-back side is tested on, its training side gives the normal images."""
+    train: Path | None = None
+    """Folder of the labelled synthetic set, for the method sard; any MVTec-AD layout will do."""
+    category: str | None = None
+    """Category inside the folder given by test, where that holds several."""
+    methods: str = "real,paste,sard"
+    """What to train on: real (the few real defects), paste (these pasted on normal images), sard (the set given by
+    train), or sums such as sard+real."""
+    split: Literal["dev", "test"] = "test"
+    """Which half of the held-back images: choices are made on dev, final figures on test."""
+    shots: int | None = None
+    """Real images a defect that may be trained on; by default a third of the groups."""
+    paste_count: int = 100
+    """Pasted images of each defect; where a synthetic set is given, as many as that has instead."""
+    output: Path = Path("reports/evaluation")
+    """Folder for report.json, index.html and the finished methods."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.method_names:
+            raise ValueError("methods is empty: name at least one, for instance methods=real,paste,sard")
+        for name in self.method_names:
+            parts = name.split("+")
+            if not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
+                raise ValueError(
+                    f"methods: {name!r} is not one of {', '.join(PARTS)} or a sum of these such as sard+real"
+                )
+            if "sard" in parts and self.train is None:
+                raise ValueError(f"methods: {name} needs a synthetic set; give its folder as train, or leave it out")
+        if self.paste_count < 1:
+            raise ValueError(f"paste_count={self.paste_count}: must be at least 1")
+
+    @property
+    def method_names(self) -> list[str]:
+        return list(dict.fromkeys(name.strip() for name in self.methods.split(",") if name.strip()))
+
+    @property
+    def training(self) -> SegmenterConfig:
+        return SegmenterConfig(**{item.name: getattr(self, item.name) for item in fields(SegmenterConfig)})
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Train and test one segmenter per method; returns what `report.json` holds.
+
+    Figures are fractions, as in `sard_lora.evaluation.metrics.summarise`, under
+    `methods.<name>.{overall, mean_of_defects, per_defect}`. Everything about the data is checked before the first
+    training step. Raises `FileNotFoundError` and `ValueError` (`DataError`), naming the files, for data that are
+    missing, damaged or on the wrong side of the split.
+    """
+    make_folder(config.output)
+    category = open_category(config.test, config.category)
+    require_sound(category)
+    split = few_shot_split(category, config.shots)
+    tested = split.test if config.split == "test" else split.dev
+    if not any(sample.defect != GOOD for sample in tested):
+        raise ValueError(f"{category.root}: no defects on the {config.split} side; add images of other parts")
+    synthetic = _synthetic_samples(config, category, split)
+    pasted = _pasted_samples(config, split, synthetic)
+    sources = {"real": split.train, "paste": pasted, "sard": synthetic}
+
+    report: dict[str, Any] = {
+        "category": category.name,
+        "split": config.split,
+        "segmenter": f"{config.segmenter}-{config.size}",
+        "test_images": len(tested),
+        "test_images_per_defect": dict(sorted(Counter(sample.defect for sample in tested).items())),
+        "normal_images_for_training": len(split.normals),
+        "config": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()},
+        "methods": {},
+    }
+    shown = choose_pictures(tested)
+    cells = {}
+    test_fingerprint = fingerprint(tested)
+    for name in config.method_names:
+        anomalies = [sample for part in name.split("+") for sample in sources[part]]
+        key = {
+            "training": asdict(config.training),
+            "data": fingerprint([*anomalies, *split.normals]),
+            "test": test_fingerprint,
+        }
+        cells[name] = config.output / "methods" / name
+        report["methods"][name] = _finished(cells[name], key) or _run(
+            cells[name], key, name, anomalies, split.normals, tested, shown, config.training
+        )
+        write_text(config.output / "report.json", json.dumps(report, indent=1))
+    write_page(config.output / "index.html", report, shown, {n: cell / "predictions" for n, cell in cells.items()})
+    return report
+
+
+def choose_pictures(tested: Sequence[Sample], count: int = _PICTURES) -> list[Sample]:
+    """The images that the page shows: of each defect and of the normal images in turn the next one by name.
+
+    One image a group, as long as there are groups that were not shown. The scores play no part in it.
+    """
+    queues = []
+    for defect in sorted({sample.defect for sample in tested}, key=lambda name: (name == GOOD, name)):
+        samples = [sample for sample in tested if sample.defect == defect]
+        first = {sample.group: sample for sample in reversed(samples)}
+        queues.append(sorted(samples, key=lambda sample: (first[sample.group] != sample, sample.image)))
+    turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
+    return sorted(turns[:count], key=lambda sample: (sample.defect == GOOD, sample.defect, sample.image))
+
+
+def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str, Any]:
+    """The figures of a segmenter on samples, each at its own resolution."""
+    scores: dict[str, ScoreHistogram] = {}
+    for sample in tqdm(tested, desc="test", leave=False):
+        image = load_image(sample.image)
+        mask = np.zeros((image.height, image.width), dtype=bool)
+        if sample.mask is not None:
+            mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+        logits = predict(segmenter, _tensor(image))
+        scores.setdefault(sample.defect, ScoreHistogram()).add(logits, torch.from_numpy(mask))
+    normals = scores.pop(GOOD, ScoreHistogram())
+    return summarise(scores, normals)
+
+
+def _synthetic_samples(config: EvaluateConfig, category: Category, split: Split) -> tuple[Sample, ...]:
+    if config.train is None or not any("sard" in name.split("+") for name in config.method_names):
+        return ()
+    synthetic = open_category(config.train, config.category)
+    _require_readable(synthetic)
+    refuse_leaks(synthetic.anomalies, category, split)
+    return synthetic.anomalies
+
+
+def _require_readable(synthetic: Category) -> None:
+    """`DataError`, listing every problem, for a set without defects or with damaged files.
+
+    Its normal images are not looked at: every method trains with those of the real data.
+    """
+    problems = list(synthetic.folder_problems)
+    if not synthetic.anomalies:
+        problems.append(Problem(synthetic.root / "test", "no defect images", "Synthesize some, or give another folder"))
+    for sample in tqdm(synthetic.anomalies, desc="check", leave=False):
+        if sample.mask is None:
+            fix = "Draw it into ground_truth under the image's name, or take the image out"
+            problems.append(Problem(sample.image, "a defect image without its mask", fix))
+            continue
+        try:
+            load_mask(sample.mask, load_image(sample.image).size)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+
+
+def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sample]) -> tuple[Sample, ...]:
+    if not any("paste" in name.split("+") for name in config.method_names):
+        return ()
+    defects = sorted({sample.defect for sample in split.train})
+    counts = dict.fromkeys(defects, config.paste_count)
+    if synthetic:
+        counts = dict(Counter(sample.defect for sample in synthetic))
+        if not set(counts) <= set(defects):
+            counts = dict.fromkeys(defects, max(1, len(synthetic) // len(defects)))
+    root = config.output / "paste"
+    key = json.dumps(
+        {"seed": config.seed, "counts": counts, "data": fingerprint([*split.train, *split.normals])}, sort_keys=True
+    )
+    made_from = root / "made_from.json"
+    if made_from.is_file() and made_from.read_text(encoding="utf-8") != key:
+        shutil.rmtree(root)
+    write_text(made_from, key)
+    with tqdm(total=sum(counts.values()), desc="paste", leave=False) as bar:
+        write_paste(split.train, split.normals, LabelledSet(root), counts, config.seed, lambda *_: bar.update())
+    return open_category(root).anomalies
+
+
+def _run(
+    cell: Path,
+    key: dict[str, Any],
+    name: str,
+    anomalies: Sequence[Sample],
+    normals: Sequence[Sample],
+    tested: Sequence[Sample],
+    shown: Sequence[Sample],
+    training: SegmenterConfig,
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    with tqdm(total=training.steps, desc=f"{name}: train") as bar:
+
+        def progress(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        segmenter = train_segmenter(anomalies, normals, training, progress)
+    train_seconds = time.perf_counter() - start
+    result = score_segmenter(segmenter, tested) | {
+        "train_images": len(anomalies),
+        "train_seconds": round(train_seconds, 1),
+    }
+    with atomic_folder(cell) as temporary:
+        save_segmenter(segmenter, temporary / "segmenter")
+        predictions = make_folder(temporary / "predictions")
+        for index, sample in enumerate(shown):
+            probability = predict(segmenter, _tensor(load_image(sample.image))).sigmoid()
+            Image.fromarray(probability.mul(255).byte().numpy()).save(predictions / f"{index:02d}.png")
+        write_text(temporary / "result.json", json.dumps({"key": key, "result": result}, indent=1))
+    return result
+
+
+def _finished(cell: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of an earlier run with the same data and settings, or None."""
+    path = cell / "result.json"
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return stored["result"] if stored["key"] == key else None
+
+
+def _tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -1,0 +1,152 @@
+"""Segmentation networks that find defects: MONAI's U-Net and transformers' SegFormer behind one interface.
+
+Every segmenter maps images (B, 3, H, W) in [0, 1] of any size to logits (B, 1, H, W); a logit above 0 says "defect".
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from monai.networks.nets import BasicUNet
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from sard_lora.atomic import atomic_folder
+
+SegmenterName = Literal["unet", "segformer"]
+SegmenterSize = Literal["small", "full"]
+
+UNET_FEATURES = {"small": (16, 32, 64, 128, 128, 16), "full": (32, 64, 128, 256, 512, 32)}
+SEGFORMER_FULL_ENCODER = "nvidia/mit-b2"
+
+# Of the images that the pretrained encoders were trained on; a network from scratch does not mind.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Defects are rare: starting at a probability of 5 % spares the first steps the work of unlearning one half everywhere.
+INITIAL_LOGIT = -3.0
+
+# Larger images are predicted in overlapping tiles, so that memory does not grow with them.
+TILE = 1024
+
+_SETTINGS = "segmenter.json"
+_WEIGHTS = "segmenter.safetensors"
+
+
+class Segmenter(nn.Module):
+    """A network behind normalisation and padding: images (B, 3, H, W) in [0, 1] -> logits (B, 1, H, W).
+
+    `network` maps padded images to logits (B, 1, h, w) of any smaller or equal resolution, which are resized to the
+    input's; `settings` is what `load_segmenter` needs to build the same network without the Hub.
+    """
+
+    def __init__(self, network: nn.Module, stride: int, settings: dict[str, Any]):
+        super().__init__()
+        self.network = network
+        self.stride = stride
+        self.settings = settings
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        # Two strides at least: a single value in the deepest layer cannot be normalised.
+        padded = [max(2 * self.stride, -(-side // self.stride) * self.stride) for side in (height, width)]
+        images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
+        logits = self.network((images - self.mean) / self.std)
+        logits = getattr(logits, "logits", logits)
+        if logits.shape[-2:] != images.shape[-2:]:
+            logits = F.interpolate(logits.float(), images.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+
+def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrained: str | None = None) -> Segmenter:
+    """A new segmenter. Its random weights come from torch's global generator: seed that first.
+
+    `pretrained` names an encoder on the Hub (nvidia/mit-b0 … nvidia/mit-b5) or a folder of one, for the full
+    SegFormer; None there means nvidia/mit-b2. The small ones (about 1 M and 3.7 M parameters) start from scratch.
+    Raises `ValueError` for an unknown name or size and for `pretrained` where there is no such encoder.
+    """
+    if name not in get_args(SegmenterName):
+        raise ValueError(f"segmenter={name!r}: choose one of {', '.join(get_args(SegmenterName))}")
+    if size not in get_args(SegmenterSize):
+        raise ValueError(f"size={size!r}: choose one of {', '.join(get_args(SegmenterSize))}")
+    if pretrained is not None and (name, size) != ("segformer", "full"):
+        raise ValueError(
+            f"pretrained={pretrained!r}: only the full SegFormer starts from a pretrained encoder; "
+            "use segmenter=segformer and size=full, or leave it out"
+        )
+    if name == "unet":
+        segmenter = _build({"name": "unet", "features": list(UNET_FEATURES[size])})
+        last_layer = segmenter.network.final_conv
+    else:
+        if size == "small":
+            segmenter = _build({"name": "segformer", "config": _as_json(SegformerConfig(num_labels=1))})
+        else:
+            segmenter = _pretrained_segformer(pretrained or SEGFORMER_FULL_ENCODER)
+        last_layer = segmenter.network.decode_head.classifier
+    nn.init.constant_(last_layer.bias, INITIAL_LOGIT)
+    return segmenter
+
+
+def _build(settings: dict[str, Any]) -> Segmenter:
+    if settings["name"] == "unet":
+        network = BasicUNet(2, 3, 1, features=settings["features"], norm="batch")
+        return Segmenter(network, 16, settings)
+    network = SegformerForSemanticSegmentation(SegformerConfig.from_dict(settings["config"]))
+    return Segmenter(network, 32, settings)
+
+
+def _pretrained_segformer(encoder: str) -> Segmenter:
+    try:
+        # Only safetensors are read: the Hub converts a repository that has none.
+        network = SegformerForSemanticSegmentation.from_pretrained(
+            encoder, num_labels=1, use_safetensors=True, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
+    except OSError as error:
+        raise ValueError(
+            f"{encoder}: no SegFormer encoder could be loaded from this name ({error}). Give a folder or a Hub id such "
+            "as nvidia/mit-b0 and check the connection, or use size=small, which needs no download."
+        ) from error
+    return Segmenter(network, 32, {"name": "segformer", "config": _as_json(network.config)})
+
+
+def _as_json(config: SegformerConfig) -> dict[str, Any]:
+    return json.loads(config.to_json_string(use_diff=True))
+
+
+def save_segmenter(segmenter: Segmenter, folder: Path | str) -> None:
+    """Write `segmenter.safetensors` and `segmenter.json` into `folder`, whole or not at all."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in segmenter.state_dict().items()}
+    with atomic_folder(folder) as temporary:
+        save_file(state, temporary / _WEIGHTS)
+        (temporary / _SETTINGS).write_text(json.dumps(segmenter.settings, indent=1), encoding="utf-8")
+
+
+def load_segmenter(folder: Path | str) -> Segmenter:
+    """The segmenter that `save_segmenter` wrote, in eval mode. Raises `FileNotFoundError` where there is none."""
+    folder = Path(folder)
+    for name in (_SETTINGS, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: missing; give a folder that save_segmenter wrote")
+    segmenter = _build(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")))
+    segmenter.load_state_dict(load_file(folder / _WEIGHTS))
+    return segmenter.eval()
+
+
+@torch.inference_mode()
+def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
+    """Logits (H, W), fp32 on the CPU, of one image (3, H, W), uint8 in [0, 255], at its own resolution."""
+    segmenter.eval()
+    device = next(segmenter.parameters()).device
+    images = image.unsqueeze(0).to(device).float().div(255).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16):
+        if max(image.shape[-2:]) <= 2 * TILE:
+            logits = segmenter(images)
+        else:
+            logits = sliding_window_inference(images, (TILE, TILE), 1, segmenter, overlap=0.125, mode="gaussian")
+    return logits[0, 0].float().cpu()

@@ -1,0 +1,129 @@
+"""The segmenter's training: repeatable, balanced, on crops that show what they should, and it learns."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sard_lora.train.segmenter import CropSource, SegmenterConfig, segmentation_loss, train_segmenter
+
+from sard_lora.data import few_shot_split, open_category
+from sard_lora.evaluation.segmenters import predict
+from sard_lora.layouts import GOOD, Sample
+
+TINY = {"steps": 3, "batch_size": 2, "crop": 32, "device": "cpu"}
+
+
+@pytest.fixture
+def split(mvtec):
+    return few_shot_split(open_category(mvtec))
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit(split):
+    first, second = (train_segmenter(split.train, split.normals, SegmenterConfig(**TINY)) for _ in range(2))
+    other = train_segmenter(split.train, split.normals, SegmenterConfig(**TINY, seed=1))
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name]), name
+    assert any(not torch.equal(weight, other.state_dict()[name]) for name, weight in first.state_dict().items())
+
+
+def test_training_leaves_the_global_generator_alone(split):
+    torch.manual_seed(7)
+    wanted = torch.rand(1)
+    torch.manual_seed(7)
+    train_segmenter(split.train, split.normals, SegmenterConfig(**TINY))
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_every_step_is_taken_and_reported(split):
+    seen = []
+    train_segmenter(split.train, split.normals, SegmenterConfig(**TINY), lambda step, loss: seen.append(step))
+    assert seen == [1, 2, 3]
+
+
+def test_it_learns_to_find_the_defect(split):
+    config = SegmenterConfig(steps=60, batch_size=4, crop=32, device="cpu")
+    segmenter = train_segmenter(split.train, split.normals, config)
+    sample = next(sample for sample in split.test if sample.defect == "hole")
+    image = torch.from_numpy(np.array(Image.open(sample.image).convert("RGB"))).permute(2, 0, 1)
+    mask = torch.from_numpy(np.array(Image.open(sample.mask)) > 0)
+    predicted = predict(segmenter, image) > 0
+    assert (predicted & mask).sum() / (predicted | mask).sum() > 0.5
+
+
+def test_the_share_of_crops_that_should_hold_a_defect_holds_one(split):
+    source = CropSource(split.train, split.normals, SegmenterConfig(batch_size=8, crop=32, anomaly_share=0.25))
+    for step in range(20):
+        images, masks = source.batch(step)
+        assert images.shape == (8, 3, 32, 32) and masks.shape == (8, 1, 32, 32)
+        assert images.min() >= 0 and images.max() <= 1
+        assert masks.amax((1, 2, 3)).tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_masks_stay_on_their_defects_through_crop_and_flip(split):
+    """The squares are the darkest thing on the surface, whatever brightness they were given."""
+    source = CropSource(split.train, split.normals, SegmenterConfig(batch_size=8, crop=32, anomaly_share=1))
+    for step in range(10):
+        images, masks = source.batch(step)
+        for image, mask in zip(images.mean(1), masks[:, 0] > 0, strict=True):
+            assert image[mask].max() < image[~mask].min()
+
+
+def test_smaller_images_are_continued_by_reflection_defects_and_all(split):
+    source = CropSource(split.train, split.normals, SegmenterConfig(batch_size=2, crop=96))
+    images, masks = source.batch(0)
+    assert images.shape[-2:] == (96, 96)
+    assert images[0].mean(0)[masks[0, 0] > 0].max() < images[0].mean(0)[masks[0, 0] == 0].min()
+
+
+def test_defect_types_are_drawn_evenly_however_many_images_they_have(tmp_path):
+    samples = [_plain(tmp_path, "rare", 0, level=250)] + [_plain(tmp_path, "common", n, level=5) for n in range(1, 20)]
+    source = CropSource(samples, [], SegmenterConfig(batch_size=8, crop=32, anomaly_share=1))
+    rare = sum((source.batch(step)[0].mean((1, 2, 3)) > 0.5).sum().item() for step in range(40))
+    assert 0.4 < rare / (40 * 8) < 0.6
+
+
+def _plain(folder: Path, defect: str, number: int, level: int) -> Sample:
+    image, mask = folder / f"{number}.png", folder / f"{number}_mask.png"
+    Image.new("L", (32, 32), level).save(image)
+    Image.fromarray(np.eye(32, dtype=np.uint8) * 255).save(mask)
+    return Sample(image, mask, defect, str(number))
+
+
+def test_small_defects_weigh_as_much_as_large_ones_in_dice():
+    masks = torch.zeros(2, 1, 32, 32)
+    masks[0, 0, :16] = 1
+    masks[1, 0, 5, 5] = 1
+    right = torch.where(masks > 0, 20.0, -20.0)
+    missed = []
+    for index in range(2):
+        logits = right.clone()
+        logits[index] = -20.0
+        missed.append(
+            segmentation_loss(logits, masks) - torch.nn.functional.binary_cross_entropy_with_logits(logits, masks)
+        )
+    assert segmentation_loss(right, masks) < 1e-3
+    assert missed[0] == pytest.approx(missed[1].item(), abs=1e-3) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_crops_without_a_defect_are_still_taught():
+    empty = torch.zeros(1, 1, 32, 32)
+    assert segmentation_loss(torch.full_like(empty, -20.0), empty) < 1e-3 < segmentation_loss(empty, empty)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [({"steps": 0}, "steps=0"), ({"crop": 8}, "crop=8"), ({"anomaly_share": 1.5}, "anomaly_share=1.5")],
+)
+def test_bad_settings_are_named(wrong, word):
+    with pytest.raises(ValueError, match=word):
+        SegmenterConfig(**wrong)
+
+
+def test_nothing_to_train_on_is_said_at_once(split):
+    with pytest.raises(ValueError, match="no anomaly images"):
+        train_segmenter([], split.normals, SegmenterConfig(**TINY))
+    with pytest.raises(ValueError, match="no normal images"):
+        train_segmenter(split.train, [], SegmenterConfig(**TINY))
+    assert all(sample.defect == GOOD for sample in split.normals)

@@ -1,0 +1,209 @@
+"""Train the downstream segmenter: a fixed number of steps on random crops, the same for every kind of training data.
+
+Nothing is selected on any data: no validation, no early stopping, the last weights are the result.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter
+from sard_lora.images import load_image, load_mask
+from sard_lora.layouts import Sample
+
+
+@dataclass
+class SegmenterConfig:
+    """How a segmenter is built and trained."""
+
+    segmenter: SegmenterName = "unet"
+    """Which network: MONAI's U-Net learns fastest from scratch; SegFormer is the paper's."""
+    size: SegmenterSize = "small"
+    """"small" trains on a CPU; "full" is for a GPU, SegFormer with a pretrained encoder."""
+    pretrained: str | None = None
+    """Hub id or folder of the full SegFormer's encoder; by default nvidia/mit-b2."""
+    steps: int = 1000
+    """Training steps; always all of them."""
+    batch_size: int = 8
+    """Crops a step."""
+    crop: int = 160
+    """Side of the square crops, in pixels; smaller images are continued by reflection."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default 2e-3 for the U-Net, 5e-4 for SegFormer, 6e-5 where it is pretrained."""
+    anomaly_share: float = 0.5
+    """Share of the crops that hold a defect; the others come from normal images."""
+    seed: int = 0
+    """Seeds the initial weights and every step's crops."""
+    device: str = "auto"
+    """"cpu", "cuda", … ; "auto" takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.crop < 32:
+            raise ValueError(f"crop={self.crop}: must be at least 32 pixels")
+        if not 0 < self.anomaly_share <= 1:
+            raise ValueError(f"anomaly_share={self.anomaly_share}: must be above 0 and at most 1")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.segmenter == "unet":
+            return 2e-3
+        return 5e-4 if self.size == "small" else 6e-5
+
+
+def train_segmenter(
+    anomalies: Sequence[Sample],
+    normals: Sequence[Sample],
+    config: SegmenterConfig,
+    progress: Callable[[int, float], None] | None = None,
+) -> Segmenter:
+    """A segmenter trained for `config.steps` steps, in eval mode, on the CPU or GPU that it was trained on.
+
+    `anomalies` have masks; defect types are drawn evenly, then an image of the type. `progress` is called with the
+    step (from 1) and its loss. The same samples, config and thread count give the same weights.
+    Raises `ValueError` without anomalies, without normals where a share of them is asked for, and for a loss of NaN.
+    """
+    crops = CropSource(anomalies, normals, config)
+    device = torch.device(config.device if config.device != "auto" else _best_device())
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        segmenter = build_segmenter(config.segmenter, config.size, config.pretrained)
+        segmenter.to(device, memory_format=torch.channels_last).train()
+        optimizer = torch.optim.AdamW(segmenter.parameters(), lr=config.peak_learning_rate, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, config.steps))
+        for step in range(config.steps):
+            images, masks = (batch.to(device) for batch in crops.batch(step))
+            images = images.to(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = segmenter(images)
+            loss = segmentation_loss(logits.float(), masks)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(segmenter.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if not math.isfinite(loss.item()):
+                raise ValueError(f"the segmenter's loss is {loss.item()} at step {step + 1}; lower learning_rate")
+            if progress is not None:
+                progress(step + 1, loss.item())
+    return segmenter.eval()
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy over all pixels plus Dice over the crops that hold a defect; both (B, 1, H, W).
+
+    Dice is taken per crop, so that a pinhole weighs as much as a stain; a crop without a defect has no Dice.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, masks)
+    probability = logits.sigmoid()
+    overlap = (probability * masks).sum((1, 2, 3))
+    total = probability.sum((1, 2, 3)) + masks.sum((1, 2, 3))
+    holds_defect = masks.amax((1, 2, 3))
+    dice = ((1 - 2 * overlap / total.clamp(min=1)) * holds_defect).sum() / holds_defect.sum().clamp(min=1)
+    return cross_entropy + dice
+
+
+class CropSource:
+    """Random augmented crops of samples; every image is decoded once, when it is first drawn, and kept as uint8."""
+
+    def __init__(self, anomalies: Sequence[Sample], normals: Sequence[Sample], config: SegmenterConfig):
+        self.batch_size, self.crop, self.seed = config.batch_size, config.crop, config.seed
+        self.anomaly_count = max(1, round(config.batch_size * config.anomaly_share))
+        if not anomalies:
+            raise ValueError("no anomaly images to train the segmenter on: give at least one image with its mask")
+        if not normals and self.anomaly_count < config.batch_size:
+            raise ValueError("no normal images to train the segmenter on: give some, or set anomaly_share=1")
+        defects = sorted({sample.defect for sample in anomalies})
+        self.by_defect = [[sample for sample in anomalies if sample.defect == defect] for defect in defects]
+        self.normals = list(normals)
+        self._decoded: dict[Sample, tuple[np.ndarray, np.ndarray]] = {}
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, crop, crop) in [0, 1] and masks (B, 1, crop, crop) in {0, 1} of step `step`.
+
+        A pure function of samples, seed and step.
+        """
+        rng = np.random.default_rng([self.seed, step])
+        images, masks = [], []
+        for index in range(self.batch_size):
+            pool = self.normals
+            if index < self.anomaly_count:
+                pool = self.by_defect[rng.integers(len(self.by_defect))]
+            image, mask = self._load(pool[rng.integers(len(pool))])
+            image, mask = _random_crop(image, mask, self.crop, rng)
+            image, mask = _random_flip(image, mask, rng)
+            images.append(torch.from_numpy(_jitter(image, rng)).permute(2, 0, 1))
+            masks.append(torch.from_numpy(mask.astype(np.float32)).unsqueeze(0))
+        return torch.stack(images), torch.stack(masks)
+
+    def _load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 image (H, W, 3) and bool mask (H, W), both at least `crop` in height and width."""
+        if sample not in self._decoded:
+            image = load_image(sample.image)
+            mask = np.zeros((image.height, image.width), dtype=bool)
+            if sample.mask is not None:
+                mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+            self._decoded[sample] = _reflect_to(np.asarray(image), mask, self.crop)
+        return self._decoded[sample]
+
+
+def _reflect_to(image: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    padding = []
+    for length in mask.shape:
+        missing = max(0, side - length)
+        padding.append((missing // 2, missing - missing // 2))
+    return np.pad(image, [*padding, (0, 0)], mode="reflect"), np.pad(mask, padding, mode="reflect")
+
+
+def _random_crop(
+    image: np.ndarray, mask: np.ndarray, side: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A crop that holds a random pixel of the mask, anywhere in it; without a mask, a crop from anywhere."""
+    pixels = np.flatnonzero(mask)
+    origin = []
+    if pixels.size:
+        centre = np.unravel_index(pixels[rng.integers(pixels.size)], mask.shape)
+        for position, length in zip(centre, mask.shape, strict=True):
+            low, high = max(0, position - side + 1), min(position, length - side)
+            origin.append(rng.integers(low, high + 1))
+    else:
+        origin = [rng.integers(length - side + 1) for length in mask.shape]
+    window = tuple(slice(start, start + side) for start in origin)
+    return image[window], mask[window]
+
+
+def _random_flip(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    for axis in (0, 1):
+        if rng.random() < 0.5:
+            image, mask = np.flip(image, axis), np.flip(mask, axis)
+    return image, mask
+
+
+def _jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 -> fp32 in [0, 1] with contrast scaled by 0.8 … 1.25 about the crop's mean and brightness moved by ±0.1."""
+    image = image.astype(np.float32) / 255
+    contrast, brightness = np.float32(1.25 ** rng.uniform(-1, 1)), np.float32(rng.uniform(-0.1, 0.1))
+    mean = image.mean()
+    return np.clip((image - mean) * contrast + mean + brightness, 0, 1)
+
+
+def _warmup_cosine(step: int, steps: int) -> float:
+    warmup = max(1, min(100, steps // 10))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
