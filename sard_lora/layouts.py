@@ -72,9 +72,7 @@ def _sample(folder: Path, image: Path, mask: Path | None, defect: str, groups: d
     return Sample(image, mask, defect, groups.get(name, name))
 
 
-def _pair(
-    folder: Path, images: Path, masks: Path, defect: str, groups: dict[str, str]
-) -> tuple[list, list[Problem]]:
+def _pair(folder: Path, images: Path, masks: Path, defect: str, groups: dict[str, str]) -> tuple[list, list[Problem]]:
     """Samples of the images in one folder with their masks from another, and what does not pair up."""
     by_stem = defaultdict(list)
     for path in _files(masks):
@@ -89,9 +87,7 @@ def _pair(
         samples.append(_sample(folder, image, found[0] if found else None, defect, groups))
     for stem, number in Counter(sample.image.stem for sample in samples).items():
         if number > 1:
-            problems.append(
-                Problem(images / stem, f"{number} images share this name and so one mask", "Rename them")
-            )
+            problems.append(Problem(images / stem, f"{number} images share this name and so one mask", "Rename them"))
     problems += [
         Problem(path, f"a mask without its image in {images}", "Add the image or delete the mask")
         for path in _files(masks)
@@ -113,9 +109,7 @@ def _scan_mvtec(folder: Path, groups: dict[str, str]) -> tuple[list, list, list,
     names = {path.name for side in ("test", "ground_truth") for path in _subfolders(folder / side)}
     anomalies, problems = [], []
     for defect in sorted(names - set(NORMAL_FOLDERS)):
-        samples, found = _pair(
-            folder, folder / "test" / defect, folder / "ground_truth" / defect, defect, groups
-        )
+        samples, found = _pair(folder, folder / "test" / defect, folder / "ground_truth" / defect, defect, groups)
         anomalies += samples
         problems += found
     return normals["train"], normals["test"], anomalies, problems

@@ -1,7 +1,8 @@
 """Where the next defect goes: the masks of the real defects, new masks made like them, the product's foreground.
 
-A new mask is never empty and never leaves the foreground. Its area is that of a real mask times a scale of 0.7 to
-1.4 per axis; a mask is a number of pixels, not a share of the image, because the camera's distance does not change.
+A new mask is never empty and never leaves the foreground. It is as large as a real mask times a scale of 0.7 to
+1.4 per axis, in pixels and not as a share of the image, because the camera's distance does not change; only a mask
+that would take more of a smaller image than it took of its own, and much of it, is made smaller.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from skimage.morphology import skeletonize
 
 from sard_lora.atomic import atomic_file
 from sard_lora.images import load_mask
@@ -105,6 +107,10 @@ def foreground(image: Image.Image) -> np.ndarray:
     background = np.isin(regions, [r for r in range(1, len(sizes)) if sizes[r] >= 0.01 * regions.size])
     background |= np.isin(regions, np.setdiff1d(regions[rim], 0))
     found = ndimage.binary_opening(~background, iterations=2)
+    # Blur makes the object larger than it is: near its outline the contrast decides.
+    inside = ndimage.binary_erosion(found, iterations=3, border_value=1)
+    if found.any():
+        found = inside | found & (distance > 0.4 * np.median(distance[found]))
     if not 0.04 <= found.mean() <= 0.95:  # specks, or hardly any background: a texture
         return everything
     return np.asarray(Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST))
@@ -141,8 +147,8 @@ def sample_mask(
         return _place_real(entry.mask, foreground, keep, rng), entry.origin
     centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
     scale = np.exp(rng.uniform(*np.log(SCALES)))
-    # As many pixels as the real one, but no larger a share of a smaller image.
-    area = max(1, round(min(np.count_nonzero(entry.mask), entry.mask.mean() * foreground.size) * scale**2))
+    most = max(entry.mask.mean(), 0.2) * foreground.size
+    area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
     grow = _perlin_patch if source == "perlin" else _stroke
     return grow(foreground, centre, area, rng), source
 
@@ -215,14 +221,14 @@ def _perlin_patch(foreground: np.ndarray, centre: tuple[int, int], area: int, rn
     y, x = y - centre[0], x - centre[1]
     along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     falloff = np.hypot(along / stretch, across * stretch) / max(radius, 1)
-    noise = sum(perlin(y.shape, max(2.0, radius / 2**o), rng) / 2**o for o in range(3))
+    noise = sum(perlin(y.shape, max(3.0, radius / 2**o), rng) / 2**o for o in range(3))
     result = np.zeros_like(foreground)
     result[window] = _highest(noise - falloff, foreground[window], area)
     return result
 
 
 def _stroke(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.random.Generator) -> np.ndarray:
-    """`area` foreground pixels along a winding line through `centre`, 8 to 40 times as long as wide."""
+    """`area` foreground pixels along a winding line from `centre`, 8 to 40 times as long as wide."""
     length = max(1.0, np.sqrt(area * np.exp(rng.uniform(np.log(8), np.log(40)))))
     window = _window(centre, int(length) + 2, foreground.shape)
     allowed = foreground[window]
@@ -232,7 +238,7 @@ def _stroke(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.
     heading, turn = rng.uniform(0, 2 * np.pi), 0.0
     y, x = float(row), float(column)
     for _ in range(int(2 * length)):
-        turn = 0.9 * turn + rng.normal(0, 0.6 / np.sqrt(length))
+        turn = 0.9 * turn + rng.normal(0, 0.12 / np.sqrt(length))
         heading += turn
         ahead = y + np.sin(heading) / 2, x + np.cos(heading) / 2
         at = round(ahead[0]), round(ahead[1])
@@ -249,24 +255,34 @@ def _stroke(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.
 
 
 def _place_real(mask: np.ndarray, foreground: np.ndarray, keep: bool, rng: np.random.Generator) -> np.ndarray:
-    """A changed copy of `mask` on the foreground: of several places, the first that shows most of it, else the best."""
+    """A changed copy of `mask` on the foreground: of several places the first that shows most of it, else the best."""
     box = _bounding_box(mask)
+    cropped, most = mask[box], []
+    spanning = False
+    for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):
+        spans = keep and side.start == 0 and side.stop == old
+        if spans:  # A band across the whole image goes on doing so, whatever its new scale and the image's size.
+            length = int(np.ceil(1.1 / SCALES[0] * new))
+            cropped = np.take(cropped, np.arange(length) * old // length, axis=axis)
+            spanning = True
+        most.append(np.inf if spans else 1.2 * new * max((side.stop - side.start) / old, 0.5))
     best = np.zeros_like(foreground)
-    for _ in range(12):
-        shape = _deform(mask[box], None if keep else foreground.shape, rng)
+    for attempt in range(9):
+        if attempt % 3 == 0:
+            shape = _deform(cropped, keep, most, rng)
         if keep:
             corner = _kept_corner(box, mask.shape, shape.shape, foreground.shape, rng)
         else:
             centre = _anywhere(foreground, rng)
             # Shifted into the image where it fits, so that large masks are not cut at the image's edge.
             corner = [
-                min(max(0, c - side // 2), max(0, length - side))
+                (length - side) // 2 if side > length else min(max(0, c - side // 2), length - side)
                 for c, side, length in zip(centre, shape.shape, foreground.shape, strict=True)
             ]
         placed = _paste(shape, corner, foreground)
         if np.count_nonzero(placed) > np.count_nonzero(best):
             best = placed
-        if np.count_nonzero(best) >= 0.7 * np.count_nonzero(shape):
+        if best.any() and (spanning or np.count_nonzero(best) >= 0.6 * np.count_nonzero(shape)):
             return best
     if best.any():
         return best
@@ -296,20 +312,24 @@ def _kept_corner(
     return corner
 
 
-def _deform(mask: np.ndarray, fit: tuple[int, int] | None, rng: np.random.Generator) -> np.ndarray:
+def _deform(mask: np.ndarray, keep: bool, most: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """Rotate, scale, mirror and bend a cropped mask, keeping area × scale²; cropped again.
 
-    With `fit` (H, W) it is turned by any angle, mirrored half of the time, and made small enough to fit in there;
-    without, it stays in its place and is turned by at most 12 degrees.
+    A mask that keeps its place is turned by at most 12 degrees. Any other is mirrored half of the time and turned by
+    any angle, or if it is large upside down, so that it need not shrink. Neither side becomes longer than `most`
+    (height, width) before the bending.
     """
     scale = np.exp(rng.uniform(*np.log(SCALES)))
-    angle = np.deg2rad(rng.uniform(-12, 12) if fit is None else rng.uniform(0, 360))
-    if fit is not None and rng.random() < 0.5:
-        mask = mask[:, ::-1]
+    angle = np.deg2rad(rng.uniform(-12, 12))
+    if not keep:
+        small = max(mask.shape) <= 0.5 * min(most)
+        angle += rng.uniform(0, 2 * np.pi) if small else rng.choice([0, np.pi])
+        if rng.random() < 0.5:
+            mask = mask[:, ::-1]
+    mask = np.pad(mask, 1)  # so that pixels at the crop's edge fade out like any other
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     size = np.abs(rotation) @ mask.shape
-    if fit is not None:
-        scale = min(scale, *(np.array(fit) / size))
+    scale = min(scale, *(np.maximum(most, 1) / size))
     bend = 0.1 * min(mask.shape)
     out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2
     grid = np.stack(np.mgrid[: out[0], : out[1]]).reshape(2, -1) - (out[:, None] - 1) / 2
@@ -318,8 +338,10 @@ def _deform(mask: np.ndarray, fit: tuple[int, int] | None, rng: np.random.Genera
     source += bend * np.stack([perlin(tuple(out), cell, rng).ravel() for _ in range(2)])
     source += (np.array(mask.shape)[:, None] - 1) / 2
     covered = ndimage.map_coordinates(mask.astype(np.float32), source, order=1).reshape(out)
-    # Taking the pixels that are covered most, rather than those covered by half, keeps lines of one pixel whole.
-    area = max(1, round(np.count_nonzero(mask) * scale**2))
+    # The pixels that are covered most, and not those covered by half, keep a scratch of one pixel: it cannot become
+    # thinner, so its area goes with the scale and not with its square, plus a little where it steps sideways.
+    line = 1.3 * scale * np.count_nonzero(skeletonize(mask))
+    area = max(1, round(max(np.count_nonzero(mask) * scale**2, line)))
     result = _highest(covered, covered > 0, area)
     if not result.any():
         return np.ones((1, 1), bool)

@@ -17,12 +17,15 @@ RED = (255, 40, 40)
 GAP = 6
 
 
-def outline(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = RED) -> Image.Image:
-    """`image` as RGB with a line around the mask ((H, W) bool), drawn outside it so that the defect stays in sight."""
+def outline(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = RED, distance: int = 0) -> Image.Image:
+    """`image` as RGB with a line around the mask ((H, W) bool), `distance` pixels outside it.
+
+    The line never covers the mask, so that the defect stays in sight; it is a 200th of the image's side wide.
+    """
     width = max(1, round(min(image.size) / 200))
-    grown = ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=width)
+    away = ndimage.distance_transform_cdt(~mask, "chessboard") if mask.any() else np.zeros(mask.shape)
     pixels = np.array(image.convert("RGB"))
-    pixels[grown & ~mask] = colour
+    pixels[(away > distance) & (away <= distance + width)] = colour
     return Image.fromarray(pixels)
 
 
@@ -44,7 +47,7 @@ def grid(rows: Sequence[Sequence[Image.Image]], headers: Sequence[str], path: Pa
 
 
 def contact_sheet(
-    samples: Iterable[Sample], path: Path | str, columns: int = 8, limit: int = 16, cell: int = 160
+    samples: Iterable[Sample], path: Path | str, columns: int = 8, limit: int = 16, cell: int = 200
 ) -> None:
     """Write a picture of the samples: a section a defect, its masks outlined, file names underneath.
 
@@ -153,7 +156,7 @@ def _thumbnail(sample: Sample, cell: int) -> Image.Image:
     if mask is not None:
         # Any covered pixel counts: a defect of one pixel must still be outlined in its thumbnail.
         covered = mask.resize(image.size, Image.Resampling.BOX)
-        image = outline(image, np.asarray(covered) > 0)
+        image = outline(image, np.asarray(covered) > 0, distance=2)
     return _fit(image, cell)
 
 
