@@ -47,9 +47,7 @@ def load_state(folder: Path | str) -> tuple[int, dict[str, Tensor]] | None:
         state = json.loads((path / "state.json").read_text())
         tensors = load_file(path / "state.safetensors")
         step = int(state["step"])
-    except (
-        Exception
-    ) as error:  # safetensors raises its own type, which is no subclass of OSError or ValueError
+    except Exception as error:  # safetensors raises its own type, which is no subclass of OSError or ValueError
         raise ValueError(
             f"{path}: damaged checkpoint ({error}). Delete this folder to go on from an older one."
         ) from error
@@ -97,20 +95,15 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         if not index.isdigit() or int(index) >= len(parameters):
-            raise ValueError(
-                f"optimizer state {key!r} has no parameter: the optimizer holds {len(parameters)}"
-            )
+            raise ValueError(f"optimizer state {key!r} has no parameter: the optimizer holds {len(parameters)}")
         parameter = parameters[int(index)]
         if value.dim() and value.shape != parameter.shape:
             raise ValueError(
-                f"optimizer state {key!r} has shape {tuple(value.shape)}, "
-                f"the parameter {tuple(parameter.shape)}"
+                f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
             )
         # Step counters (0-dimensional) live on the CPU unless the optimizer is fused or capturable.
         on_device = value.dim() or optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-        states.setdefault(int(index), {})[name] = value.to(
-            parameter.device if on_device else "cpu", copy=True
-        )
+        states.setdefault(int(index), {})[name] = value.to(parameter.device if on_device else "cpu", copy=True)
     optimizer.state.clear()
     for index, state in states.items():
         optimizer.state[parameters[index]] = state

@@ -1,0 +1,128 @@
+"""Base models by name or path: what `--base` accepts, and what an adapter has to remember of its base."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+EMBEDDED = Path(__file__).parent / "weights" / "sard-tiny"
+
+BASES: dict[str, str] = {
+    "sard-tiny": str(EMBEDDED),
+    "sd15-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+    "sd2-inpainting": "sd2-community/stable-diffusion-2-inpainting",
+}
+"""Short names: the embedded base, and inpainting bases on the Hugging Face Hub."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What tells one base from another."""
+
+    name: str
+    """As the user named it: a short name, a Hub id or a folder."""
+    path: str
+    """Folder or Hub id, for `from_pretrained`."""
+    in_channels: int
+    """9 for inpainting UNets, 4 for plain ones."""
+    resolution: int
+    """Side in pixels that the base was trained for."""
+    prediction_type: str
+    """"epsilon" or "v_prediction"."""
+    revision: str
+    """Commit on the Hub, or a fingerprint of the UNet's weights in a folder."""
+
+
+def resolve(name_or_path: str | Path) -> str:
+    """What `from_pretrained` takes for a base: a folder's path or a Hub id.
+
+    Raises:
+        ValueError: neither a short name, nor a pipeline's folder, nor shaped like a Hub id `user/name`.
+    """
+    name = str(name_or_path)
+    target = BASES.get(name, name)
+    folder = Path(target).expanduser()
+    if (folder / "model_index.json").is_file():
+        return str(folder)
+    if folder.is_dir():
+        raise ValueError(
+            f"{folder}: no model_index.json, so this is not a base. Give the folder that "
+            "`pipeline.save_pretrained` wrote."
+        )
+    if target == str(EMBEDDED):
+        raise ValueError(
+            f"{folder}: the embedded base is missing. Install sard-lora again, or train it: train/base.py."
+        )
+    if _HUB_ID.fullmatch(target):
+        return target
+    raise ValueError(
+        f"base {name!r} is not known. Known names: {', '.join(BASES)}; or give a folder with a model_index.json, "
+        "or a Hugging Face Hub id like user/name."
+    )
+
+
+def describe(name_or_path: str | Path) -> Base:
+    """Read what an adapter must know of its base; from the Hub only the small configuration files are fetched.
+
+    Raises:
+        ValueError: an unknown base, one that cannot be reached, or one that is no Stable Diffusion pipeline.
+    """
+    path = resolve(name_or_path)
+    unet, revision = _read(path, "unet/config.json")
+    vae, _ = _read(path, "vae/config.json")
+    scheduler, _ = _read(path, "scheduler/scheduler_config.json")
+    in_channels = unet.get("in_channels")
+    if in_channels not in (4, 9):
+        raise ValueError(
+            f"{path}: its UNet takes {in_channels} channels; sard-lora works with 9 (inpainting) or 4 (plain). "
+            f"Inpainting bases: {', '.join(BASES)}."
+        )
+    return Base(
+        name=str(name_or_path),
+        path=path,
+        in_channels=in_channels,
+        resolution=unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1),
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        revision=revision or fingerprint(Path(path)),
+    )
+
+
+def fingerprint(folder: Path | str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a folder's UNet weights: other weights, other digits.
+
+    Raises:
+        ValueError: the folder holds no UNet weights in safetensors.
+    """
+    files = sorted((Path(folder) / "unet").glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}/unet: no safetensors weights. Save the pipeline with safe_serialization=True.")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _read(base: str, file: str) -> tuple[dict, str]:
+    """A configuration file of a base, and the Hub commit it came from ("" for a folder)."""
+    local = Path(base) / file
+    revision = ""
+    if not Path(base).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            local = Path(hf_hub_download(base, file))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"base {base!r}: {file} cannot be had from the Hugging Face Hub ({type(error).__name__}). Check the "
+                "name and the connection (gated models need `hf auth login`), or give a folder. sard-tiny needs neither."
+            ) from error
+        revision = local.parents[len(Path(file).parts) - 1].name
+    try:
+        return json.loads(local.read_text(encoding="utf-8")), revision
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{local}: cannot be read ({error}). Is {base} a Stable Diffusion pipeline?") from error
