@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter
+from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter, mixed_precision
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import Sample
 
@@ -85,7 +85,7 @@ def train_segmenter(
         for step in range(config.steps):
             images, masks = (batch.to(device) for batch in crops.batch(step))
             images = images.to(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16):
+            with mixed_precision(device):
                 logits = segmenter(images)
             loss = segmentation_loss(logits.float(), masks)
             optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
 from tqdm import tqdm
 
 from sard_lora.atomic import atomic_folder, make_folder, write_text
@@ -29,6 +28,7 @@ from sard_lora.evaluation.segmenters import Segmenter, predict, save_segmenter
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
+from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
 
 PARTS = ("real", "paste", "sard")
 _PICTURES = 12
@@ -145,7 +145,7 @@ def choose_pictures(tested: Sequence[Sample], count: int = _PICTURES) -> list[Sa
 def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str, Any]:
     """The figures of a segmenter on samples, each at its own resolution."""
     scores: dict[str, ScoreHistogram] = {}
-    for sample in tqdm(tested, desc="test", leave=False):
+    for sample in tqdm(tested, desc="test", leave=False, mininterval=1):
         image = load_image(sample.image)
         mask = np.zeros((image.height, image.width), dtype=bool)
         if sample.mask is not None:
@@ -173,7 +173,7 @@ def _require_readable(synthetic: Category) -> None:
     problems = list(synthetic.folder_problems)
     if not synthetic.anomalies:
         problems.append(Problem(synthetic.root / "test", "no defect images", "Synthesize some, or give another folder"))
-    for sample in tqdm(synthetic.anomalies, desc="check", leave=False):
+    for sample in tqdm(synthetic.anomalies, desc="check", leave=False, mininterval=1):
         if sample.mask is None:
             fix = "Draw it into ground_truth under the image's name, or take the image out"
             problems.append(Problem(sample.image, "a defect image without its mask", fix))
@@ -203,7 +203,7 @@ def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sa
     if made_from.is_file() and made_from.read_text(encoding="utf-8") != key:
         shutil.rmtree(root)
     write_text(made_from, key)
-    with tqdm(total=sum(counts.values()), desc="paste", leave=False) as bar:
+    with tqdm(total=sum(counts.values()), desc="paste", leave=False, mininterval=1) as bar:
         write_paste(split.train, split.normals, LabelledSet(root), counts, config.seed, lambda *_: bar.update())
     return open_category(root).anomalies
 
@@ -219,7 +219,7 @@ def _run(
     training: SegmenterConfig,
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    with tqdm(total=training.steps, desc=f"{name}: train") as bar:
+    with tqdm(total=training.steps, desc=f"{name}: train", mininterval=1) as bar:
 
         def progress(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)

@@ -138,13 +138,19 @@ def load_segmenter(folder: Path | str) -> Segmenter:
     return segmenter.eval()
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bf16 autocast, off on CPUs where bf16 is emulated and slower than fp32."""
+    fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
 @torch.inference_mode()
 def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
     """Logits (H, W), fp32 on the CPU, of one image (3, H, W), uint8 in [0, 255], at its own resolution."""
     segmenter.eval()
     device = next(segmenter.parameters()).device
     images = image.unsqueeze(0).to(device).float().div(255).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         if max(image.shape[-2:]) <= 2 * TILE:
             logits = segmenter(images)
         else:
