@@ -155,14 +155,15 @@ def sample_mask(
 
 def perlin(shape: tuple[int, int], cell: float, rng: np.random.Generator) -> np.ndarray:
     """Gradient noise of about [-0.7, 0.7] whose features are `cell` pixels wide (Perlin 1985, 2002 fade)."""
-    rows, columns = (np.arange(length) / cell for length in shape)
-    angles = rng.uniform(0, 2 * np.pi, (int(rows[-1]) + 2, int(columns[-1]) + 2))
-    y0, x0 = np.meshgrid(rows.astype(int), columns.astype(int), indexing="ij")
-    dy, dx = np.meshgrid(rows % 1, columns % 1, indexing="ij")
+    rows, columns = (np.arange(length, dtype=np.float32) / np.float32(cell) for length in shape)
+    angles = rng.uniform(0, 2 * np.pi, (int(rows[-1]) + 2, int(columns[-1]) + 2)).astype(np.float32)
+    slopes = np.sin(angles), np.cos(angles)
+    y0, x0 = rows.astype(int)[:, None], columns.astype(int)[None]
+    dy, dx = (rows % 1)[:, None], (columns % 1)[None]
 
     def corner(down: int, right: int) -> np.ndarray:
-        angle = angles[y0 + down, x0 + right]
-        return np.sin(angle) * (dy - down) + np.cos(angle) * (dx - right)
+        y, x = (slope[y0 + down, x0 + right] for slope in slopes)
+        return y * (dy - down) + x * (dx - right)
 
     fade_y, fade_x = (t**3 * (t * (6 * t - 15) + 10) for t in (dy, dx))
     top = corner(0, 0) * (1 - fade_x) + corner(0, 1) * fade_x
@@ -197,12 +198,12 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _highest(field: np.ndarray, allowed: np.ndarray, area: int) -> np.ndarray:
-    """The `area` pixels where `field` is highest among the allowed ones, or all of these if they are fewer."""
-    index = np.flatnonzero(allowed)
-    chosen = index[np.argsort(-field.ravel()[index], kind="stable")[:area]]
-    result = np.zeros(field.shape, bool)
-    result.ravel()[chosen] = True
-    return result
+    """The `area` allowed pixels where `field` is highest, all of them if they are fewer, more where values tie."""
+    values = field[allowed]
+    if len(values) <= area:
+        return allowed.copy()
+    # Taking all that tie, and not some of them, leaves no pinholes where the field is flat.
+    return allowed & (field >= np.partition(values, len(values) - area)[len(values) - area])
 
 
 def _window(centre: tuple[int, int], radius: int, shape: tuple[int, int]) -> tuple[slice, slice]:
@@ -332,16 +333,19 @@ def _deform(mask: np.ndarray, keep: bool, most: Sequence[float], rng: np.random.
     scale = min(scale, *(np.maximum(most, 1) / size))
     bend = 0.1 * min(mask.shape)
     out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2
-    grid = np.stack(np.mgrid[: out[0], : out[1]]).reshape(2, -1) - (out[:, None] - 1) / 2
-    source = rotation.T @ grid / scale
     cell = max(3.0, max(out) / 3)
-    source += bend * np.stack([perlin(tuple(out), cell, rng).ravel() for _ in range(2)])
-    source += (np.array(mask.shape)[:, None] - 1) / 2
-    covered = ndimage.map_coordinates(mask.astype(np.float32), source, order=1).reshape(out)
+    y, x = (np.arange(length, dtype=np.float32) - (length - 1) / 2 for length in out)
+    source = [
+        (to_y / scale * y[:, None] + to_x / scale * x[None]) + bend * perlin(tuple(out), cell, rng) + (length - 1) / 2
+        for (to_y, to_x), length in zip(rotation.T, mask.shape, strict=True)
+    ]
+    covered = ndimage.map_coordinates(mask.astype(np.float32), source, order=1)
     # The pixels that are covered most, and not those covered by half, keep a scratch of one pixel: it cannot become
     # thinner, so its area goes with the scale and not with its square, plus a little where it steps sideways.
-    line = 1.3 * scale * np.count_nonzero(skeletonize(mask))
-    area = max(1, round(max(np.count_nonzero(mask) * scale**2, line)))
+    area = np.count_nonzero(mask) * scale**2
+    if np.count_nonzero(ndimage.binary_erosion(mask, np.ones((3, 3)))) < 0.5 * np.count_nonzero(mask):
+        area = max(area, 1.3 * scale * np.count_nonzero(skeletonize(mask)))
+    area = max(1, round(area))
     result = _highest(covered, covered > 0, area)
     if not result.any():
         return np.ones((1, 1), bool)
