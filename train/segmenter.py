@@ -16,6 +16,9 @@ from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterS
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import Sample
 
+# Decoded images are kept up to this size in all; what does not fit is decoded again whenever it is drawn.
+CACHE_BYTES = 2 << 30
+
 
 @dataclass
 class SegmenterConfig:
@@ -115,7 +118,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 class CropSource:
-    """Random augmented crops of samples; every image is decoded once, when it is first drawn, and kept as uint8."""
+    """Random augmented crops of samples; images are decoded when they are first drawn and kept as uint8."""
 
     def __init__(self, anomalies: Sequence[Sample], normals: Sequence[Sample], config: SegmenterConfig):
         self.batch_size, self.crop, self.seed = config.batch_size, config.crop, config.seed
@@ -128,6 +131,7 @@ class CropSource:
         self.by_defect = [[sample for sample in anomalies if sample.defect == defect] for defect in defects]
         self.normals = list(normals)
         self._decoded: dict[Sample, tuple[np.ndarray, np.ndarray]] = {}
+        self._bytes = 0
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, crop, crop) in [0, 1] and masks (B, 1, crop, crop) in {0, 1} of step `step`.
@@ -149,13 +153,18 @@ class CropSource:
 
     def _load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """uint8 image (H, W, 3) and bool mask (H, W), both at least `crop` in height and width."""
-        if sample not in self._decoded:
-            image = load_image(sample.image)
-            mask = np.zeros((image.height, image.width), dtype=bool)
-            if sample.mask is not None:
-                mask = np.asarray(load_mask(sample.mask, image.size)) > 0
-            self._decoded[sample] = _reflect_to(np.asarray(image), mask, self.crop)
-        return self._decoded[sample]
+        if sample in self._decoded:
+            return self._decoded[sample]
+        image = load_image(sample.image)
+        mask = np.zeros((image.height, image.width), dtype=bool)
+        if sample.mask is not None:
+            mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+        decoded = _reflect_to(np.asarray(image), mask, self.crop)
+        size = sum(array.nbytes for array in decoded)
+        if self._bytes + size <= CACHE_BYTES:
+            self._decoded[sample] = decoded
+            self._bytes += size
+        return decoded
 
 
 def _reflect_to(image: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

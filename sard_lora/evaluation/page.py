@@ -54,6 +54,19 @@ def write_page(path: Path, report: Mapping[str, Any], shown: Sequence[Sample], p
     write_text(path, page)
 
 
+def text_table(report: Mapping[str, Any]) -> str:
+    """The mean over the defect types, one line a method, in percent, for the terminal and for Markdown."""
+    columns = [(figure, heading) for figure, heading, _ in FIGURES]
+    lines = ["| trained on | " + " | ".join(heading for _, heading in columns) + " |"]
+    lines.append("|---|" + "---|" * len(columns))
+    for name, result in report["methods"].items():
+        # The false area is no figure of a defect: it stands with all images together.
+        row = result["overall"] | result["mean_of_defects"]
+        values = ["–" if row[figure] is None else f"{100 * row[figure]:.1f}" for figure, _ in columns]
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
 def _table(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Groups of rows: the mean of the defects, all pixels, every defect; the best value of a column is marked."""
     first = next(iter(methods.values()))

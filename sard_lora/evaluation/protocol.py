@@ -23,7 +23,7 @@ from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_ca
 from sard_lora.evaluation.baselines import write_paste
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.evaluation.metrics import ScoreHistogram, summarise
-from sard_lora.evaluation.page import write_page
+from sard_lora.evaluation.page import text_table, write_page
 from sard_lora.evaluation.segmenters import Segmenter, predict, save_segmenter
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
@@ -125,6 +125,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
         write_text(config.output / "report.json", json.dumps(report, indent=1))
     write_page(config.output / "index.html", report, shown, {n: cell / "predictions" for n, cell in cells.items()})
+    print(f"mean of the defect types on {len(tested)} {config.split} images, in percent:\n{text_table(report)}")
+    print(f"look at {config.output / 'index.html'}")
     return report
 
 

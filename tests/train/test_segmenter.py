@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sard_lora.train import segmenter
 from sard_lora.train.segmenter import CropSource, SegmenterConfig, segmentation_loss, train_segmenter
 
 from sard_lora.data import few_shot_split, open_category
@@ -44,11 +45,11 @@ def test_every_step_is_taken_and_reported(split):
 
 def test_it_learns_to_find_the_defect(split):
     config = SegmenterConfig(steps=60, batch_size=4, crop=32, device="cpu")
-    segmenter = train_segmenter(split.train, split.normals, config)
+    trained = train_segmenter(split.train, split.normals, config)
     sample = next(sample for sample in split.test if sample.defect == "hole")
     image = torch.from_numpy(np.array(Image.open(sample.image).convert("RGB"))).permute(2, 0, 1)
     mask = torch.from_numpy(np.array(Image.open(sample.mask)) > 0)
-    predicted = predict(segmenter, image) > 0
+    predicted = predict(trained, image) > 0
     assert (predicted & mask).sum() / (predicted | mask).sum() > 0.5
 
 
@@ -75,6 +76,17 @@ def test_smaller_images_are_continued_by_reflection_defects_and_all(split):
     images, masks = source.batch(0)
     assert images.shape[-2:] == (96, 96)
     assert images[0].mean(0)[masks[0, 0] > 0].max() < images[0].mean(0)[masks[0, 0] == 0].min()
+
+
+def test_what_does_not_fit_into_memory_is_decoded_again_with_the_same_result(split, monkeypatch):
+    config = SegmenterConfig(batch_size=4, crop=32)
+    wanted = [CropSource(split.train, split.normals, config).batch(step) for step in range(3)]
+    monkeypatch.setattr(segmenter, "CACHE_BYTES", 10_000)
+    source = CropSource(split.train, split.normals, config)
+    for step in range(3):
+        images, masks = source.batch(step)
+        assert torch.equal(images, wanted[step][0]) and torch.equal(masks, wanted[step][1])
+    assert sum(image.nbytes + mask.nbytes for image, mask in source._decoded.values()) <= 10_000
 
 
 def test_defect_types_are_drawn_evenly_however_many_images_they_have(tmp_path):

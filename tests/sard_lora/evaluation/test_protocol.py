@@ -58,6 +58,14 @@ def test_the_page_needs_nothing_but_itself(config):
     assert all(f">{name}<" in page for name in ("real", "paste", "sard", "hole", "scratch"))
 
 
+def test_the_figures_are_printed_in_percent(config, capsys):
+    config.methods = "real"
+    figures = evaluate(config)["methods"]["real"]
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| real |"))
+    assert f" {100 * figures['mean_of_defects']['miou']:.1f} |" in line
+    assert line.endswith(f" {100 * figures['overall']['false_area']:.1f} |")
+
+
 def test_dev_and_test_share_no_image(config, monkeypatch):
     tested = {}
     for side in ("dev", "test"):
