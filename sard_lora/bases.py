@@ -118,8 +118,8 @@ def _read(base: str, file: str) -> tuple[dict, str]:
             local = Path(hf_hub_download(base, file))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ValueError(
-                f"base {base!r}: {file} cannot be had from the Hugging Face Hub ({type(error).__name__}). Check the "
-                "name and the connection (gated models need `hf auth login`), or give a folder. sard-tiny needs neither."
+                f"base {base!r}: {file} cannot be had from the Hugging Face Hub ({type(error).__name__}). Check "
+                "the name and the connection (gated models need `hf auth login`), or give a folder, or use sard-tiny."
             ) from error
         revision = local.parents[len(Path(file).parts) - 1].name
     try:

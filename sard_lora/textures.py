@@ -334,7 +334,7 @@ def random_surface(size: int, rng: Generator) -> tuple[Field, str]:
     """One picture of any surface or object, (size, size, 3) in 0..1, not yet photographed, and its English name."""
     names = list(SURFACES)
     name = names[rng.integers(len(names))]
-    colourful = rng.choice([0.0, rng.uniform(0, 1)])
+    colourful = rng.choice([0.0, rng.uniform(0.2, 1.8)])
     image = colourise(SURFACES[name](size, rng), rng, colourful)
     if rng.random() < 0.15:  # a second material over or under the first: coatings, joints, layers
         other = colourise(SURFACES[names[rng.integers(len(names))]](size, rng), rng, colourful)
