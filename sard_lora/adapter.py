@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
-from sard_lora.pipelines import sard_inpaint
-from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE, SardInpaintPipeline
 
 from sard_lora import bases
 from sard_lora.atomic import atomic_folder
 from sard_lora.critic import MaskGuidedCritic
 from sard_lora.data import GOOD
 from sard_lora.masks import MaskBank
+from sard_lora.pipelines import sard_inpaint
+from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE, SardInpaintPipeline
 
 FORMAT_VERSION = 1
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -144,7 +144,7 @@ class Adapter:
         pipe = SardInpaintPipeline.from_pretrained(
             bases.resolve(base or self.config.base.id),
             revision=None if base else self.config.base.revision,
-            torch_dtype=dtype,
+            dtype=dtype,
         ).to(device)
         pipe.load_lora_weights(str(self.folder), weight_name=LORA_FILE)
         pipe.set_progress_bar_config(disable=True)

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, COMPOSITES, REGIONS, SardInpaintPipeline
-from sard_lora.report import grid
 from tqdm import tqdm
 
 from sard_lora.adapter import Adapter, SamplingSettings
@@ -27,6 +25,8 @@ from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.masks import MaskBank, foreground, sample_mask
+from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, COMPOSITES, REGIONS, SardInpaintPipeline
+from sard_lora.report import grid
 
 SETTINGS = "synthesis.json"
 

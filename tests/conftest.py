@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
+from tiny_base import write_tiny_base
 
 WIDTH, HEIGHT = 40, 32
 
@@ -86,3 +88,17 @@ def one_bad_file(mvtec: Path):
         return str(found[0])
 
     return problems_after
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A 9-channel base of random weights, 64 pixels."""
+    return write_tiny_base(tmp_path_factory.mktemp("bases") / "nine")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator_state():
+    """accelerate keeps one state a process; every test starts without it."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()

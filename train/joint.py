@@ -159,7 +159,7 @@ class AdapterTrainer:
 
         dtype = torch.bfloat16 if config.mixed_precision == "bf16" and self.device.type == "cuda" else torch.float32
         self.pipe = SardInpaintPipeline.from_pretrained(
-            bases.resolve(config.base), revision=config.revision, torch_dtype=dtype
+            bases.resolve(config.base), revision=config.revision, dtype=dtype
         ).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         unet, scheduler = self.pipe.unet, self.pipe.scheduler
@@ -323,7 +323,7 @@ class AdapterTrainer:
             logs |= {"adversarial": adversarial_loss, "adversarial_weight": weight}
         accelerator.backward(loss)
         if accelerator.sync_gradients:
-            accelerator.clip_grad_norm_(self.lora, config.max_grad_norm)
+            logs["gradient_norm"] = accelerator.clip_grad_norm_(self.lora, config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {name: float(value.detach()) for name, value in logs.items()}

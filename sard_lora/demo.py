@@ -1,0 +1,115 @@
+"""`sard-lora demo`: the main job from end to end on an embedded product and base, and the page that shows it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sard_lora.atomic import make_folder, write_text
+from sard_lora.evaluation.protocol import EvaluateConfig, evaluate
+from sard_lora.images import load_image
+from sard_lora.labelled import LabelledSet
+from sard_lora.report import grid
+from sard_lora.surfaces import PRODUCTS, write_category
+from sard_lora.synthesis import SynthesizeConfig, synthesize, verify
+from sard_lora.train.adapter import train_adapter
+from sard_lora.train.joint import AdapterTrainConfig
+
+FIGURES = ("miou", "iou_defect", "ap", "auroc", "f1_max")
+
+
+@dataclass
+class DemoConfig:
+    """Sizes of the demo; the defaults take some minutes on two CPU cores."""
+
+    output: Path = Path("runs/demo")
+    """Folder for the data, the adapter, the synthetic set and the report."""
+    product: str = "brushed_steel"
+    """Which embedded product."""
+    steps: int = 300
+    """Training steps of the adapter."""
+    count: int = 64
+    """Labelled images to synthesize."""
+    segmenter_steps: int = 300
+    """Training steps of each segmenter."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        if self.product not in PRODUCTS:
+            raise ValueError(f"product={self.product!r} is not one of {', '.join(PRODUCTS)}")
+
+
+def demo(config: DemoConfig) -> dict[str, Any]:
+    """Run the main job; leaves `report.json`, `index.html` and `grid.png` in the output folder.
+
+    Started again it goes on where it was stopped.
+    """
+    output = make_folder(config.output)
+    data = output / "data" / config.product
+    print(f"1/4 drawing {config.product}: normal parts, and a few defective ones with masks")
+    if not data.is_dir():
+        write_category(config.product, data, seed=config.seed)
+    print("2/4 training the adapter: LoRA and critic")
+    adapter = train_adapter(
+        AdapterTrainConfig(
+            data=data, output=output / "adapter", steps=config.steps, seed=config.seed, sample_every=0, resume=True
+        )
+    )
+    print("3/4 synthesizing labelled images")
+    synthetic = output / "synthetic"
+    synthesis = synthesize(
+        SynthesizeConfig(adapter=adapter.folder, data=data, output=synthetic, count=config.count, seed=config.seed)
+    )
+    print(
+        "4/4 training segmenters on the real few, on pasted defects and on the synthetic set; testing on held-back parts"
+    )
+    evaluation = evaluate(
+        EvaluateConfig(
+            train=synthetic,
+            test=data,
+            output=output / "evaluation",
+            steps=config.segmenter_steps,
+            crop=128,
+            seed=config.seed,
+        )
+    )
+    draw_grid(synthetic, data, output / "grid.png")
+    report = verify(synthetic, data) | {
+        "product": config.product,
+        "synthesized": synthesis["synthesized"],
+        "rejected": synthesis["rejected"],
+        "train_seconds": adapter.config.training["seconds"],
+        "synthesize_seconds": synthesis["seconds"],
+        "segmentation": {
+            name: {figure: result["overall"][figure] for figure in FIGURES}
+            for name, result in evaluation["methods"].items()
+        },
+    }
+    write_text(output / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(output / "index.html", _page(report))
+    print(json.dumps(report, indent=2))
+    print(f"look at {output / 'index.html'} and {output / 'grid.png'}")
+    return report
+
+
+def draw_grid(synthetic: Path, data: Path, path: Path, per_defect: int = 4) -> None:
+    """Rows of normal image, mask and result: the first few of every defect of a synthetic set."""
+    rows, shown = [], {}
+    for record in LabelledSet(synthetic).records():
+        shown[record["defect"]] = shown.get(record["defect"], 0) + 1
+        if shown[record["defect"]] <= per_defect:
+            mask = np.asarray(Image.open(synthetic / record["mask_file_name"]))
+            result = load_image(synthetic / record["file_name"])
+            rows.append([load_image(data / record["normal"]), Image.fromarray(mask), result])
+    grid(rows, ["normal", "mask", "result"], path)
+
+
+def _page(report: dict[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader
+
+    template = Environment(loader=PackageLoader("sard_lora"), autoescape=True).get_template("demo.html")
+    return template.render(report=report, figures=FIGURES)

@@ -1,0 +1,150 @@
+"""Synthesis: exact backgrounds and labels, visible defects only, resumable to the byte."""
+
+import json
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
+
+from sard_lora import synthesis
+from sard_lora.adapter import Adapter, save_adapter
+from sard_lora.images import load_image
+from sard_lora.labelled import LabelledSet
+from sard_lora.synthesis import SynthesizeConfig, Synthesizer, synthesize, verify
+
+
+@pytest.fixture
+def adapter(mvtec, tiny_base, tmp_path) -> Adapter:
+    """An untrained adapter with a critic and the mask bank of two defects."""
+    config = AdapterTrainConfig(
+        data=mvtec, output=tmp_path / "adapter", base=str(tiny_base), rank=4, critic_channels=8, min_side=16, cpu=True
+    )
+    trainer = AdapterTrainer(config, Accelerator(cpu=True))
+    return save_adapter(
+        config.output, trainer.adapter_config(1.0), trainer.pipe.unet, trainer.critic_model, trainer.source.bank
+    )
+
+
+def settings(adapter, mvtec, output, **changes) -> SynthesizeConfig:
+    values = {"count": 5, "candidates": 2, "batch_size": 4, "num_inference_steps": 2, "min_visibility": 0.0}
+    return SynthesizeConfig(adapter=adapter.folder, data=mvtec, output=output, **(values | changes))
+
+
+def files(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*.png")}
+
+
+def test_set_is_exact_complete_and_readable(adapter, mvtec, tmp_path):
+    report = synthesize(settings(adapter, mvtec, tmp_path / "set"))
+    assert report["synthesized"] == 5 and report["per_defect"] == {"hole": 3, "scratch": 2}
+    assert verify(tmp_path / "set", mvtec) == {
+        "pixels_changed_outside_mask": 0,
+        "labels_equal_written_region": True,
+    }
+    for record in LabelledSet(tmp_path / "set").records():
+        normal = load_image(mvtec / record["normal"])
+        assert Image.open(tmp_path / "set" / record["file_name"]).size == normal.size
+        assert record["prompt"] == adapter.prompt(record["defect"]) and record["method"] == "sard"
+    assert len(list((tmp_path / "set/train/good").iterdir())) == 6
+    assert json.loads((tmp_path / "set/synthesis.json").read_text())["synthesized"] == 5
+
+
+def test_verify_sees_a_changed_background_and_a_moved_label(adapter, mvtec, tmp_path):
+    synthesize(settings(adapter, mvtec, tmp_path / "set", count=1))
+    record = next(LabelledSet(tmp_path / "set").records())
+    label_path = tmp_path / "set" / record["mask_file_name"]
+    label = np.array(Image.open(label_path))
+    Image.fromarray(np.roll(label, 3, axis=1)).save(label_path)
+    found = verify(tmp_path / "set", mvtec)
+    assert found["pixels_changed_outside_mask"] > 0 and not found["labels_equal_written_region"]
+
+
+def test_killed_run_is_completed_with_the_same_bytes(adapter, mvtec, tmp_path, monkeypatch):
+    synthesize(settings(adapter, mvtec, tmp_path / "whole"))
+    add, added = LabelledSet.add, []
+
+    def die_at_the_fourth(self, *arguments):
+        if len(added) == 3:
+            raise KeyboardInterrupt
+        added.append(arguments[:2])
+        add(self, *arguments)
+
+    monkeypatch.setattr(LabelledSet, "add", die_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(settings(adapter, mvtec, tmp_path / "killed"))
+    monkeypatch.setattr(LabelledSet, "add", lambda self, *a: (added.append(a[:2]), add(self, *a))[1])
+    report = synthesize(settings(adapter, mvtec, tmp_path / "killed"))
+    assert report["synthesized"] == 5
+    assert len(added) == len(set(added)) == 5, "nothing is made twice"
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_complete_set_needs_no_model_and_other_settings_are_refused(adapter, mvtec, tmp_path, monkeypatch):
+    synthesize(settings(adapter, mvtec, tmp_path / "set"))
+    monkeypatch.setattr(synthesis, "Synthesizer", None)
+    assert synthesize(settings(adapter, mvtec, tmp_path / "set"))["synthesized"] == 5
+    with pytest.raises(ValueError, match=r"set: holds a set made with another seed\. Choose another --output"):
+        synthesize(settings(adapter, mvtec, tmp_path / "set", seed=1))
+
+
+def test_invisible_candidates_are_rejected_counted_and_given_up(adapter, mvtec, tmp_path):
+    report = synthesize(settings(adapter, mvtec, tmp_path / "set", count=2, min_visibility=1e9, max_attempts=3))
+    assert (report["synthesized"], report["rejected"], report["given_up"]) == (0, 12, 2)
+
+
+def test_invisible_candidates_are_drawn_again(adapter, mvtec, tmp_path, monkeypatch):
+    generate, seen = Synthesizer.generate, []
+
+    def first_attempt_is_invisible(self, draws):
+        seen.append([draw.mask.copy() for draw in draws])
+        rows = generate(self, draws)
+        return [[c._replace(visibility=0.0) for c in row] for row in rows] if len(seen) == 1 else rows
+
+    monkeypatch.setattr(Synthesizer, "generate", first_attempt_is_invisible)
+    report = synthesize(settings(adapter, mvtec, tmp_path / "set", count=2, min_visibility=1e-6))
+    assert (report["synthesized"], report["rejected"]) == (2, 4)
+    assert not np.array_equal(seen[0][0], seen[1][0]), "another mask is tried"
+
+
+def test_critic_ranks_the_candidates(adapter, mvtec, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthesis, "rank_score", lambda critic, z0, *rest: -z0.mean((1, 2, 3)))
+    synthesize(settings(adapter, mvtec, tmp_path / "set", count=1, candidates=4))
+    best = next(LabelledSet(tmp_path / "set").records())
+    scores = []
+    for seed_index in range(4):
+        synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "x", candidates=4))
+        draw = synthesizer.draw(
+            synthesis._plan(synthesizer.config, adapter)[0], 0, synthesis.normal_images(mvtec, None)
+        )
+        scores.append(synthesizer.generate([draw])[0][seed_index].score)
+    assert best["critic_score"] == pytest.approx(max(scores), abs=1e-4) and len(set(scores)) == 4
+
+
+def test_per_defect_chosen_defects_and_plain_folder(adapter, mvtec, tmp_path):
+    plain = mvtec / "train/good"
+    report = synthesize(
+        settings(adapter, plain, tmp_path / "set", count=2, per_defect=True, defects=["scratch"], copy_normals=False)
+    )
+    assert report["per_defect"] == {"scratch": 2} and not (tmp_path / "set/train").exists()
+    report = synthesize(settings(adapter, plain, tmp_path / "all", count=2, per_defect=True))
+    assert report["per_defect"] == {"hole": 2, "scratch": 2}
+    with pytest.raises(ValueError, match="knows no defect dent; it knows hole, scratch"):
+        synthesize(settings(adapter, plain, tmp_path / "none", defects=["dent"]))
+
+
+def test_grey_normals_give_grey_images(adapter, mvtec, tmp_path):
+    plain = tmp_path / "grey"
+    plain.mkdir()
+    Image.open(mvtec / "train/good/000.png").convert("L").save(plain / "a.png")
+    synthesize(settings(adapter, plain, tmp_path / "set", count=1))
+    record = next(LabelledSet(tmp_path / "set").records())
+    assert Image.open(tmp_path / "set" / record["file_name"]).mode == "L"
+    assert verify(tmp_path / "set", plain)["pixels_changed_outside_mask"] == 0
+
+
+def test_output_that_cannot_be_written_is_refused_first(adapter, mvtec, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match=r"file.*another --output"):
+        synthesize(settings(adapter, mvtec, tmp_path / "file" / "set"))
