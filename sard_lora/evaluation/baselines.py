@@ -18,7 +18,7 @@ from sard_lora.masks import foreground
 # Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
 _RING = 8
 _SCALE = (0.7, 1.4)
-_FEATHER = 3
+_FEATHER = 2
 # Half of the defects go where the real one was: chipped edges are at edges.
 _KEEP_LOCATION = 0.5
 # A defect that would lose more than this share beyond the part or the image is put elsewhere.
