@@ -62,8 +62,12 @@ class LabelledSet:
             raise ValueError(f"{path}: the mask is empty. An image without a defect belongs to the normal images.")
         if taken := [key for key in record if key.endswith("file_name")]:
             raise ValueError(f"{path}: record key {taken[0]!r} would be read as an image. Give it another name.")
+        try:
+            text = json.dumps(dict(record), sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: the record cannot be stored as JSON ({error}). Correct {record}.") from error
         info = PngInfo()
-        info.add_text(RECORD_KEY, json.dumps(dict(record), sort_keys=True, allow_nan=False))
+        info.add_text(RECORD_KEY, text)
         with atomic_file(self._mask(defect, name)) as temporary:
             Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
         with atomic_file(path) as temporary:

@@ -107,7 +107,7 @@ def check_report(category: Category, inspection: Inspection) -> str:
         lines.append(row)
     lines += ["", f"image sizes: {_sizes(inspection.sizes)}"]
     if inspection.problems:
-        lines += ["", f"{len(inspection.problems)} problems:", *map(str, inspection.problems)]
+        lines += ["", f"problems: {len(inspection.problems)}", *map(str, inspection.problems)]
     else:
         lines.append("no problems found")
     return "\n".join(lines)

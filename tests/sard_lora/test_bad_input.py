@@ -98,9 +98,16 @@ def test_masks_of_two_values_come_out_as_0_and_255(tmp_path: Path, pixels: np.nd
 
 def test_a_coloured_palette_mask_counts_from_background_0(tmp_path: Path):
     mask = Image.fromarray(spot().astype(np.uint8)).convert("P")
-    mask.putpalette([0, 0, 0, 128, 0, 0])
+    mask.putpalette([0, 0, 0, 0, 128, 0])
     mask.save(tmp_path / "mask.png")
     assert Image.open(tmp_path / "mask.png").mode == "P"
+    assert np.array_equal(np.asarray(load_mask(tmp_path / "mask.png", (40, 32))) > 0, spot())
+
+
+def test_a_grey_palette_mask_is_read_by_its_greys(tmp_path: Path):
+    mask = Image.fromarray((~spot()).astype(np.uint8)).convert("P")
+    mask.putpalette([255, 255, 255, 0, 0, 0])  # number 1 is black: the background
+    mask.save(tmp_path / "mask.png")
     assert np.array_equal(np.asarray(load_mask(tmp_path / "mask.png", (40, 32))) > 0, spot())
 
 

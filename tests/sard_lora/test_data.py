@@ -24,7 +24,8 @@ def manifest(root: Path, groups: dict[str, str]) -> None:
     """Write manifest.csv for every image below `root`: each its own group unless `groups` says otherwise."""
     images = [path.relative_to(root).as_posix() for path in sorted(root.glob("t*/*/*")) if path.suffix == ".png"]
     lines = [f"{path},{groups.get(path, path)}" for path in images]
-    (root / "manifest.csv").write_text("\n".join(["path,group", *lines]))
+    # With a byte order mark, as spreadsheets save it.
+    (root / "manifest.csv").write_text("\n".join(["path,group", *lines]), encoding="utf-8-sig")
 
 
 def sides(split: Split) -> dict[str, set[str]]:

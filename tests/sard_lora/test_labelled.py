@@ -157,6 +157,8 @@ def test_labels_that_no_reader_could_use_are_refused(tmp_path: Path):
         labelled.add("../crack", "000000", image, mask, {})
     with pytest.raises(ValueError, match="file_name"):
         labelled.add("crack", "000000", image, mask, {"normal_file_name": "x.png"})
+    with pytest.raises(ValueError, match=r"000000.png: the record cannot be stored"):
+        labelled.add("crack", "000000", image, mask, {"critic_score": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 

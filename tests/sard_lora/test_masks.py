@@ -197,6 +197,15 @@ def test_the_hole_of_a_nut_is_background():
     assert found[100, 40] and not found[100, 100] and not found[5, 5]
 
 
+def test_a_small_piece_of_background_in_a_corner_is_background():
+    image = Image.new("RGB", (200, 200), (230, 230, 230))
+    draw = ImageDraw.Draw(image)
+    draw.line((0, 24, 24, 0), fill=(90, 90, 90), width=8)
+    draw.polygon((12, 12, 150, 60, 60, 150), fill=(90, 90, 90))
+    found = foreground(noisy(image))
+    assert found[90, 90] and not found[4, 4]
+
+
 def test_the_foreground_of_a_texture_is_everything():
     grain = np.random.default_rng(0).normal(128, 25, (120, 160, 3))
     stripes = np.broadcast_to(128 + 60 * np.sin(np.arange(160) / 3)[:, None], (120, 160, 3))
