@@ -645,8 +645,8 @@ def _as_pairs(image: Any, mask_image: Any) -> tuple[list[Any], list[torch.Tensor
     for number, (item, mask) in enumerate(zip(images, masks, strict=True)):
         if isinstance(item, Image.Image) and item.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
             raise ValueError(
-                f"image {number} has mode {item.mode} (more than 8 bits): convert it to 8 bits first, for instance with "
-                "sard_lora.load_image"
+                f"image {number} has mode {item.mode} (more than 8 bits): convert it to 8 bits first, for instance "
+                "with sard_lora.load_image"
             )
         array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask.float().cpu())
         plane = array.reshape(-1, *array.shape[-2:]).max(0)

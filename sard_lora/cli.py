@@ -1,6 +1,7 @@
 """The command line, `sard-lora`: thin, no logic. A command's module is imported only when it is called."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sard-lora: there is no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
     command = COMMANDS[name]
+    _quiet_libraries()
     module = importlib.import_module(command.module)
     from sard_lora.config import parse
 
@@ -99,6 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nsard-lora {name}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own notices and bars out of the output, unless the user asked for them."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def _named(arguments: list[str], positional: tuple[str, ...]) -> list[str]:

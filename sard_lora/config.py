@@ -19,7 +19,7 @@ def parse(config_type: type[Config], prog: str, description: str, argv: Sequence
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the same names as the flags.")
     parser.add_class_arguments(config_type, nested_key=None, as_group=False)
     namespace = parser.parse_args(argv)
-    values = parser.instantiate_classes(namespace).as_dict()
+    values = parser.instantiate(namespace).as_dict()
     values.pop("config", None)
     try:
         return config_type(**values)

@@ -33,8 +33,16 @@ class DemoConfig:
     """Training steps of the adapter."""
     count: int = 64
     """Labelled images to synthesize."""
+    candidates: int = 2
+    """Candidates for each of them; the critic keeps the best."""
     segmenter_steps: int = 300
     """Training steps of each segmenter."""
+    normals: int = 60
+    """Normal images to draw for training; a quarter as many are drawn for testing."""
+    anomalies_per_defect: int = 18
+    """Defective images of each defect; a third of them train, the others test."""
+    shots: int | None = None
+    """Defective images of each defect that may be trained on; default: the first third."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -52,17 +60,30 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     data = output / "data" / config.product
     print(f"1/4 drawing {config.product}: normal parts, and a few defective ones with masks")
     if not data.is_dir():
-        write_category(config.product, data, seed=config.seed)
+        write_category(config.product, data, config.normals, config.anomalies_per_defect, config.seed)
     print("2/4 training the adapter: LoRA and critic")
     adapter = train_adapter(
         AdapterTrainConfig(
-            data=data, output=output / "adapter", steps=config.steps, seed=config.seed, sample_every=0, resume=True
+            data=data,
+            output=output / "adapter",
+            shots=config.shots,
+            steps=config.steps,
+            seed=config.seed,
+            sample_every=0,
+            resume=True,
         )
     )
     print("3/4 synthesizing labelled images")
     synthetic = output / "synthetic"
     synthesis = synthesize(
-        SynthesizeConfig(adapter=adapter.folder, data=data, output=synthetic, count=config.count, seed=config.seed)
+        SynthesizeConfig(
+            adapter=adapter.folder,
+            data=data,
+            output=synthetic,
+            count=config.count,
+            candidates=config.candidates,
+            seed=config.seed,
+        )
     )
     print(
         "4/4 training segmenters on the real few, on pasted defects and on the synthetic set; testing on held-back parts"
@@ -72,6 +93,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             train=synthetic,
             test=data,
             output=output / "evaluation",
+            shots=config.shots,
             steps=config.segmenter_steps,
             crop=128,
             seed=config.seed,
@@ -82,6 +104,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         "product": config.product,
         "synthesized": synthesis["synthesized"],
         "rejected": synthesis["rejected"],
+        "given_up": synthesis["given_up"],
         "train_seconds": adapter.config.training["seconds"],
         "synthesize_seconds": synthesis["seconds"],
         "segmentation": {

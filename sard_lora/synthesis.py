@@ -25,7 +25,14 @@ from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.masks import MaskBank, foreground, sample_mask
-from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, COMPOSITES, REGIONS, SardInpaintPipeline
+from sard_lora.pipelines.sard_inpaint import (
+    BACKGROUNDS,
+    COMPOSITES,
+    REGIONS,
+    SardInpaintOutput,
+    SardInpaintPipeline,
+)
+from sard_lora.precision import mixed_precision
 from sard_lora.report import grid
 
 SETTINGS = "synthesis.json"
@@ -57,7 +64,7 @@ class SynthesizeConfig:
     """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected."""
     max_attempts: int = 6
     """Masks tried for one image before it is given up."""
-    masks: str = "mixed"
+    masks: str = "real"
     """Where masks come from: real (the few-shot ones, transformed), perlin, stroke or mixed."""
     background: str | None = None
     """Background mode of RCD; default: the adapter's."""
@@ -146,9 +153,26 @@ class Synthesizer:
 
     def generate(self, draws: Sequence[_Draw]) -> list[list[Candidate]]:
         """For every draw its candidates; without a critic every score is 0."""
-        config, k = self.config, self.config.candidates
-        settings = self.adapter.config.sampling
-        output = self.pipe(
+        with mixed_precision(self.device):
+            output = self._sample(draws)
+        scores = [0.0] * len(output.images)
+        if self.critic is not None:
+            scores = rank_score(
+                self.critic,
+                output.latents.float(),
+                output.latent_masks.float(),
+                self.pipe.scheduler.alphas_cumprod.float(),
+                self.config.background or self.adapter.config.sampling.background,
+                self.adapter.config.critic_grid,
+            ).tolist()
+        seeds = [seed for draw in draws for seed in draw.seeds]
+        flat = [Candidate(*row) for row in zip(output.images, output.visibility, scores, seeds, strict=True)]
+        k = self.config.candidates
+        return [flat[start : start + k] for start in range(0, len(flat), k)]
+
+    def _sample(self, draws: Sequence[_Draw]) -> SardInpaintOutput:
+        config, settings, k = self.config, self.adapter.config.sampling, self.config.candidates
+        return self.pipe(
             [self.adapter.prompt(draw.job.defect) for draw in draws for _ in range(k)],
             image=[draw.image for draw in draws for _ in range(k)],
             mask_image=[Image.fromarray(draw.mask) for draw in draws for _ in range(k)],
@@ -164,19 +188,6 @@ class Synthesizer:
             num_inference_steps=config.num_inference_steps or settings.num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for draw in draws for seed in draw.seeds],
         )
-        scores = [0.0] * len(output.images)
-        if self.critic is not None:
-            scores = rank_score(
-                self.critic,
-                output.latents.float(),
-                output.latent_masks.float(),
-                self.pipe.scheduler.alphas_cumprod.float(),
-                config.background or settings.background,
-                self.adapter.config.critic_grid,
-            ).tolist()
-        seeds = [seed for draw in draws for seed in draw.seeds]
-        flat = [Candidate(*row) for row in zip(output.images, output.visibility, scores, seeds, strict=True)]
-        return [flat[start : start + k] for start in range(0, len(flat), k)]
 
 
 def synthesize(config: SynthesizeConfig, progress: Callable | None = None) -> dict[str, Any]:

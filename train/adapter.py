@@ -22,6 +22,7 @@ from tqdm import tqdm
 from sard_lora.adapter import Adapter, save_adapter
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.config import parse
+from sard_lora.precision import bf16_is_fast
 
 LOG = "log.jsonl"
 SETTINGS = "settings.json"
@@ -39,8 +40,10 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
         raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite")
     make_folder(config.output.parent)
     work = make_folder(config.output.with_name(config.output.name + ".training"))
+    device = torch.device("cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
+    automatic = "bf16" if bf16_is_fast(device) else "no"
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=automatic if config.mixed_precision == "auto" else config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with="tensorboard" if config.tensorboard else None,
         project_dir=str(work),

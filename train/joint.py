@@ -110,8 +110,8 @@ class AdapterTrainConfig:
     """Trade speed for memory in the UNet."""
     gradient_accumulation_steps: int = 1
     """Batches per optimizer step."""
-    mixed_precision: str = "bf16"
-    """bf16 or no (fp32)."""
+    mixed_precision: str = "auto"
+    """bf16, no (fp32), or auto: bf16 where it is fast."""
     attention: str = "sdpa"
     """Attention: sdpa, or xformers (CUDA only)."""
     guidance_scale: float = 3.0
@@ -134,7 +134,7 @@ class AdapterTrainConfig:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("background", self.background, BACKGROUNDS),
-            ("mixed_precision", self.mixed_precision, ("bf16", "no")),
+            ("mixed_precision", self.mixed_precision, ("auto", "bf16", "no")),
             ("attention", self.attention, ("sdpa", "xformers")),
         ):
             if value not in known:
@@ -157,7 +157,8 @@ class AdapterTrainer:
         self.category = category
         self.split = few_shot_split(category, config.shots)
 
-        dtype = torch.bfloat16 if config.mixed_precision == "bf16" and self.device.type == "cuda" else torch.float32
+        bf16 = accelerator.mixed_precision == "bf16"
+        dtype = torch.bfloat16 if bf16 and self.device.type == "cuda" else torch.float32
         self.pipe = SardInpaintPipeline.from_pretrained(
             bases.resolve(config.base), revision=config.revision, dtype=dtype
         ).to(self.device)

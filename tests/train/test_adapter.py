@@ -176,11 +176,11 @@ def test_nan_stops_the_run_and_names_the_last_good_checkpoint(mvtec, tiny_base, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base": "sard-huge"}, "base 'sard-huge' is unknown.*sard-tiny"),
+        ({"base": "sard-huge"}, "base 'sard-huge' is not known.*sard-tiny"),
         ({"attention": "xformers"}, "xformers needs a CUDA device"),
         ({"attention": "flash"}, "'flash' is not one of sdpa, xformers"),
         ({"background": "blurred"}, "'blurred' is not one of"),
-        ({"mixed_precision": "fp16"}, "'fp16' is not one of bf16, no"),
+        ({"mixed_precision": "fp16"}, "'fp16' is not one of auto, bf16, no"),
         ({"steps": 0}, "steps=0 has to be at least 1"),
         ({"normal_share": 1.0}, "normal_share=1.0"),
     ],
