@@ -85,9 +85,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             seed=config.seed,
         )
     )
-    print(
-        "4/4 training segmenters on the real few, on pasted defects and on the synthetic set; testing on held-back parts"
-    )
+    print("4/4 training segmenters on the real few, on pasted defects and on the synthetic set; testing on other parts")
     evaluation = evaluate(
         EvaluateConfig(
             train=synthetic,

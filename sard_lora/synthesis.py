@@ -7,7 +7,7 @@ gives the same bytes, whether it ran through or was killed and started again.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +190,7 @@ class Synthesizer:
         )
 
 
-def synthesize(config: SynthesizeConfig, progress: Callable | None = None) -> dict[str, Any]:
+def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     """Make the labelled data set that `config` describes; returns the report that is also in `synthesis.json`.
 
     The same call after a kill completes the set. Raises ValueError, naming the folder, when the output holds a set
@@ -205,12 +205,12 @@ def synthesize(config: SynthesizeConfig, progress: Callable | None = None) -> di
         )
     normals = normal_images(config.data, config.category)
     settings = _settings(config, adapter)
-    _check_same_settings(make_folder(config.output), settings)
+    seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)
     jobs = _plan(config, adapter)
     per_batch = max(1, config.batch_size // config.candidates)
     batches = [jobs[start : start + per_batch] for start in range(0, len(jobs), per_batch)]
-    bar = tqdm(total=len(jobs), desc="synthesize", disable=progress is not None)
+    bar = tqdm(total=len(jobs), desc="synthesize")
     synthesizer = None
     for batch in batches:
         if not all(labelled.has(job.defect, job.name) for job in batch):
@@ -221,7 +221,7 @@ def synthesize(config: SynthesizeConfig, progress: Callable | None = None) -> di
     if config.copy_normals:
         labelled.add_normals(normals)
     labelled.write_metadata()
-    report = _report(labelled, jobs, settings, time.monotonic() - begun)
+    report = _report(labelled, jobs, settings, seconds_before + time.monotonic() - begun)
     write_text(config.output / SETTINGS, json.dumps(report, indent=2) + "\n")
     return report
 
@@ -349,19 +349,21 @@ def _settings(config: SynthesizeConfig, adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _check_same_settings(output: Path, settings: dict[str, Any]) -> None:
+def _check_same_settings(output: Path, settings: dict[str, Any]) -> float:
+    """Seconds that earlier calls took for this set; raises ValueError when it was made with other settings."""
     path = output / SETTINGS
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        different = [key for key in settings if there.get(key) != settings[key]]
+        there = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key in settings if there["settings"].get(key) != settings[key]]
         if different:
             raise ValueError(
                 f"{output}: holds a set made with another {', '.join(different)}. Choose another --output, or delete it"
             )
-    elif any(output.glob("test/*/*.png")):
+        return there.get("seconds", 0.0)
+    if any(output.glob("test/*/*.png")):
         raise ValueError(f"{output}: holds images that were not made here. Choose another --output")
-    else:
-        write_text(path, json.dumps({"settings": settings}, indent=2) + "\n")
+    write_text(path, json.dumps({"settings": settings}, indent=2) + "\n")
+    return 0.0
 
 
 def _report(labelled: LabelledSet, jobs: Sequence[_Job], settings: dict[str, Any], seconds: float) -> dict[str, Any]:
