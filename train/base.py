@@ -50,9 +50,9 @@ class BaseConfig:
     """all, vae, unet or export; export makes a base of the newest checkpoints as they are."""
     export: Path | None = None
     """Where the finished base goes; OUTPUT/sard-tiny when left out."""
-    vae_steps: int = 3000
+    vae_steps: int = 2000
     """Optimizer steps of the autoencoder."""
-    unet_steps: int = 3500
+    unet_steps: int = 2400
     """Optimizer steps of the UNet and the text encoder."""
     vae_batch: int = 8
     """128-px crops a step."""

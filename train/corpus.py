@@ -15,7 +15,12 @@ from sard_lora.textures import SURFACES, photograph, random_surface
 Item = TypeVar("Item")
 DEFECT_NAMES = tuple(DEFECTS)
 ANY_PRODUCT = ("surface", "part", "product", "object", "material")
-WITH_DEFECT = ("a {product} with a {defect}", "a photo of a {product} with a {defect}", "a {defect} on a {product}")
+WITH_DEFECT = (
+    "a photo of a {product} with a {defect} defect",
+    "a photo of a {product} with a {defect}",
+    "a {product} with a {defect}",
+    "a {defect} on a {product}",
+)
 WITHOUT_DEFECT = ("a {product} without a defect", "a photo of a {product} without a defect", "a good {product}")
 PLAIN = ("a photo of a {product}", "a {product}")
 
@@ -45,7 +50,7 @@ def draw_picture(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_crop(picture: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A square of `size` pixels from a larger picture, turned and mirrored; sometimes the whole, made smaller."""
+    """A square of `size` pixels of a larger picture, turned and mirrored; sometimes the whole, made smaller."""
     side = picture.shape[0]
     if side % size == 0 and rng.random() < 0.25:
         factor = side // size

@@ -171,13 +171,16 @@ was used, so no photograph's licence binds it.
 steps of 16 windows, {unet_run[1]:.0f} minutes; {machine}, shared with other work. Made by
 `python -m sard_lora.train.base`; averaged (EMA) weights, epsilon prediction, 10 % of the captions dropped.
 
-**Prompts** it knows: "a PRODUCT with a DEFECT", "a PRODUCT without a defect", "a photo of a PRODUCT". Other words are
-spelt in bytes and mean nothing to it until an adapter is trained. Prompts are cut at 32 tokens.
+**Prompts** it knows: "a photo of a PRODUCT with a DEFECT defect", "a PRODUCT with a DEFECT", "a photo of a PRODUCT
+without a defect". Other words are spelt in bytes and mean nothing to it until an adapter is trained. Prompts are cut
+at 32 tokens.
 
-**What it cannot do**: photographs of scenes, people, text; anything but filling a hole in a surface or a part. Fine
-sensor grain does not survive the autoencoder. Large holes come out smoother than their surroundings, regular
-patterns (weave, print) may lose step inside a hole, and unknown materials are continued only roughly: adapt it to your
-own normal images first, or use a large base. 1000-step DDPM schedule of Stable Diffusion; 20 DDIM steps do.
+**What it cannot do**: colour. The autoencoder keeps brightness and hardly any hue, so what it paints is nearly grey;
+written as a change onto the normal image, as sard-lora does, the part keeps its own colour, but a defect of another
+colour comes out as lighter or darker. Photographs of scenes, people, text: nothing but filling a hole in a surface or
+a part. Fine sensor grain does not survive the autoencoder. Large holes come out smoother than their surroundings,
+regular patterns (weave, print) may lose step inside a hole, and unknown materials are continued only roughly: train
+an adapter on your own parts, or use a large base. 20 DDIM steps do.
 
 Licence: Apache-2.0, as the rest of sard-lora.
 """
