@@ -106,7 +106,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         "train_seconds": adapter.config.training["seconds"],
         "synthesize_seconds": synthesis["seconds"],
         "segmentation": {
-            name: {figure: result["overall"][figure] for figure in FIGURES}
+            name: {figure: result["mean_of_defects"][figure] for figure in FIGURES}
             for name, result in evaluation["methods"].items()
         },
     }

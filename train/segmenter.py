@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter, mixed_precision
+from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import Sample
+from sard_lora.precision import mixed_precision
 
 # Decoded images are kept up to this size in all; what does not fit is decoded again whenever it is drawn.
 CACHE_BYTES = 2 << 30

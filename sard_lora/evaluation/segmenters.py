@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from sard_lora.atomic import atomic_folder
+from sard_lora.precision import mixed_precision
 
 SegmenterName = Literal["unet", "segformer"]
 SegmenterSize = Literal["small", "full"]
@@ -136,12 +137,6 @@ def load_segmenter(folder: Path | str) -> Segmenter:
     segmenter = _build(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")))
     segmenter.load_state_dict(load_file(folder / _WEIGHTS))
     return segmenter.eval()
-
-
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bf16 autocast, off on CPUs where bf16 is emulated and slower than fp32."""
-    fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
 @torch.inference_mode()

@@ -40,9 +40,7 @@ def test_resumed_training_equals_uninterrupted_to_the_bit(tmp_path):
     resumed, resumed_optimizer = _fresh()
     step, state = load_state(tmp_path)
     resumed.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
-    load_optimizer_tensors(
-        resumed_optimizer, {k[10:]: v for k, v in state.items() if k.startswith("optimizer.")}
-    )
+    load_optimizer_tensors(resumed_optimizer, {k[10:]: v for k, v in state.items() if k.startswith("optimizer.")})
     _steps(resumed, resumed_optimizer, step, 10)
     assert step == 5
     assert torch.equal(resumed.weight, model.weight)
