@@ -157,15 +157,8 @@ class AdapterTrainer:
         self.category = category
         self.split = few_shot_split(category, config.shots)
 
-        bf16 = accelerator.mixed_precision == "bf16"
-        dtype = torch.bfloat16 if bf16 and self.device.type == "cuda" else torch.float32
-        self.pipe = SardInpaintPipeline.from_pretrained(
-            bases.resolve(config.base), revision=config.revision, dtype=dtype
-        ).to(self.device)
-        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe = _load_base(config, accelerator)
         unet, scheduler = self.pipe.unet, self.pipe.scheduler
-        if unet.config.in_channels not in (4, 9):
-            raise ValueError(f"{config.base}: its UNet takes {unet.config.in_channels} channels, RCD knows 4 or 9")
         self.signature = base_signature(unet)
         self.prediction_type = scheduler.config.prediction_type
         self.alphas_cumprod = scheduler.alphas_cumprod.to(self.device, torch.float32)
@@ -178,21 +171,7 @@ class AdapterTrainer:
         self.prompt_embeds = dict(zip(self.prompts, embeds, strict=True))
 
         torch.manual_seed(config.seed)
-        for module in (self.pipe.vae, self.pipe.text_encoder, unet):
-            module.requires_grad_(False)
-        unet.add_adapter(
-            LoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha,
-                init_lora_weights="gaussian",
-                target_modules=list(config.targets),
-            )
-        )
-        cast_training_params(unet, torch.float32)
-        if config.attention == "xformers":
-            _use_xformers(unet)
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+        _add_lora(self.pipe, config)
         self.critic_model = MaskGuidedCritic(
             CriticConfig(latent_channels=self.pipe.vae.config.latent_channels, channels=config.critic_channels)
         )
@@ -244,15 +223,14 @@ class AdapterTrainer:
     def _encode(self, windows: list[tuple[torch.Tensor, torch.Tensor, str]]) -> Windows:
         encoded = []
         for start in range(0, len(windows), 8):
-            x = torch.stack([window[0] for window in windows[start : start + 8]]).to(self.device, self.pipe.vae.dtype)
-            mask = torch.stack([window[1] for window in windows[start : start + 8]]).to(x)
+            images, masks, defects = zip(*windows[start : start + 8], strict=True)
+            x = torch.stack(images).to(self.device, self.pipe.vae.dtype)
+            mask = torch.stack(masks).to(x)
             with self.accelerator.autocast():
                 latents = self.pipe.encode_images(x)
                 masked = self.pipe.encode_images(x * (mask < 0.5))
-            defects = [window[2] for window in windows[start : start + 8]]
-            encoded.append(
-                Windows(latents.float(), masked.float(), latent_mask(mask, self.pipe.vae_scale_factor).float(), defects)
-            )
+            m = latent_mask(mask, self.pipe.vae_scale_factor)
+            encoded.append(Windows(latents.float(), masked.float(), m.float(), list(defects)))
         return Windows.cat(encoded)
 
     # --- one step -----------------------------------------------------------------------------------------------------
@@ -402,6 +380,37 @@ class AdapterTrainer:
         rng = np.random.default_rng(self.config.seed)
         sampling = self.adapter_config(0.0).sampling
         sample_grid(self.pipe, self.source.bank, self.split.normals, self.prompts, sampling, self.resolution, rng, path)
+
+
+def _load_base(config: AdapterTrainConfig, accelerator: Accelerator) -> SardInpaintPipeline:
+    """The base on its device: in bf16 on a GPU when training is, else in fp32."""
+    bf16 = accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda"
+    pipe = SardInpaintPipeline.from_pretrained(
+        bases.resolve(config.base), revision=config.revision, dtype=torch.bfloat16 if bf16 else torch.float32
+    ).to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
+    if pipe.unet.config.in_channels not in (4, 9):
+        raise ValueError(f"{config.base}: its UNet takes {pipe.unet.config.in_channels} channels, RCD knows 4 or 9")
+    return pipe
+
+
+def _add_lora(pipe: SardInpaintPipeline, config: AdapterTrainConfig) -> None:
+    """Freeze the base and give its UNet a LoRA in fp32."""
+    for module in (pipe.vae, pipe.text_encoder, pipe.unet):
+        module.requires_grad_(False)
+    pipe.unet.add_adapter(
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            init_lora_weights="gaussian",
+            target_modules=list(config.targets),
+        )
+    )
+    cast_training_params(pipe.unet, torch.float32)
+    if config.attention == "xformers":
+        _use_xformers(pipe.unet)
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
 
 
 def _use_xformers(unet: torch.nn.Module) -> None:
