@@ -300,7 +300,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         region: str = "window",
         context: float | None = None,
         min_side: int | None = None,
-        feather_width: int = 4,
+        feather_width: int = 2,
         height: int | None = None,
         width: int | None = None,
         strength: float = 1.0,

@@ -90,7 +90,7 @@ class AdapterTrainConfig:
     """Train the critic jointly (DMG)."""
     critic_every: int = 2
     """Adversarial part every so many steps."""
-    critic_learning_rate: float = 2e-4
+    critic_learning_rate: float = 5e-4
     """Learning rate of the critic."""
     critic_channels: int = 48
     """Channels of the critic's first level."""
@@ -100,7 +100,7 @@ class AdapterTrainConfig:
     """Largest adversarial gradient, as a share of the denoising gradient at the UNet's output."""
     adversarial_warmup: int = 100
     """Steps before the adversarial weight is full; the critic learns from the start."""
-    r1_weight: float = 0.1
+    r1_weight: float = 0.02
     """Weight of the R1 penalty; 0 is none."""
     r1_every: int = 8
     """R1 every so many adversarial steps (lazy regularisation)."""

@@ -33,7 +33,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """A UNet of 10.9 M parameters: noisy latents, mask, masked latents (B, 9, h, w) to noise (B, 4, h, w)."""
+    """A UNet of 10.9 M parameters: noisy latents, mask, masked latents (B, 9, h, w) to velocity (B, 4, h, w)."""
     return UNet2DConditionModel(
         sample_size=RESOLUTION // 8,
         in_channels=9,
@@ -49,7 +49,7 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule, so that every sampler made for it fits."""
+    """Stable Diffusion 2's schedule (velocity prediction), so that every sampler made for it fits."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -57,6 +57,7 @@ def make_scheduler() -> DDIMScheduler:
         steps_offset=1,
         set_alpha_to_one=False,
         clip_sample=False,
+        prediction_type="v_prediction",
     )
 
 
@@ -169,7 +170,7 @@ was used, so no photograph's licence binds it.
 
 **How long**: autoencoder {vae_run[0]} steps of 8 crops, {vae_run[1]:.0f} minutes; UNet and text encoder {unet_run[0]}
 steps of 16 windows, {unet_run[1]:.0f} minutes; {machine}, shared with other work. Made by
-`python -m sard_lora.train.base`; averaged (EMA) weights, epsilon prediction, 10 % of the captions dropped.
+`python -m sard_lora.train.base`; averaged (EMA) weights, velocity prediction, 10 % of the captions dropped.
 
 **Prompts** it knows: "a photo of a PRODUCT with a DEFECT defect", "a PRODUCT with a DEFECT", "a photo of a PRODUCT
 without a defect". Other words are spelt in bytes and mean nothing to it until an adapter is trained. Prompts are cut

@@ -27,7 +27,7 @@ def test_embedded_base_is_found_and_described():
     path = bases.resolve("sard-tiny")
     assert (Path(path) / "model_index.json").is_file()
     base = bases.describe("sard-tiny")
-    assert (base.in_channels, base.resolution, base.prediction_type) == (9, 256, "epsilon")
+    assert (base.in_channels, base.resolution, base.prediction_type) == (9, 256, "v_prediction")
     assert base.name == "sard-tiny"
     assert base.revision == bases.fingerprint(path)
 
