@@ -60,7 +60,7 @@ class SynthesizeConfig:
     """Where the adapter's base lies, when not at its own name."""
     candidates: int = 3
     """Candidates for each mask; the critic keeps the best one that can be seen."""
-    min_visibility: float = 1.0
+    min_visibility: float = 2.0
     """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected."""
     max_attempts: int = 6
     """Masks tried for one image before it is given up."""
