@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
+# Threads that wait asleep: with spinning ones, a second process on the machine slows torch down many times.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: install demo test lint clean
 
 install: $(INSTALLED)

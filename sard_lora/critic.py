@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from sard_lora.pipelines.sard_inpaint import fuse, noise_latents, posterior
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sard_lora.atomic import atomic_file
+from sard_lora.pipelines.sard_inpaint import fuse, noise_latents, posterior
 
 
 @dataclass

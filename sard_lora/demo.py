@@ -117,7 +117,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     return report
 
 
-def draw_grid(synthetic: Path, data: Path, path: Path, per_defect: int = 4) -> None:
+def draw_grid(synthetic: Path, data: Path, path: Path, per_defect: int = 3) -> None:
     """Rows of normal image, mask and result: the first few of every defect of a synthetic set."""
     rows, shown = [], {}
     for record in LabelledSet(synthetic).records():

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
 
 
 def write_tiny_base(folder: Path, in_channels: int = 9, prediction_type: str = "epsilon", seed: int = 0) -> Path:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from sard_lora.train.checkpoint import checkpoints, load_state, save_state
-from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
 from tqdm import tqdm
 
 from sard_lora.adapter import Adapter, save_adapter
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.config import parse
 from sard_lora.precision import bf16_is_fast
+from sard_lora.train.checkpoint import checkpoints, load_state, save_state
+from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
 
 LOG = "log.jsonl"
 SETTINGS = "settings.json"

@@ -18,6 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from sard_lora.atomic import make_folder
+from sard_lora.config import parse
 from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 from sard_lora.train.corpus import Pool, all_captions, draw_crop, draw_picture, draw_window
 from sard_lora.train.tiny import (
@@ -31,11 +36,6 @@ from sard_lora.train.tiny import (
     save_pipeline,
     tokenise,
 )
-from torch import Tensor, nn
-from transformers import CLIPTokenizer
-
-from sard_lora.atomic import make_folder
-from sard_lora.config import parse
 
 STAGES = ("all", "vae", "unet", "export")
 

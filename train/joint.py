@@ -14,17 +14,17 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel, cast_training_params
 from diffusers.utils.import_utils import is_xformers_available
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
-from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
-from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
-from sard_lora.train.windows import Windows, WindowSettings, WindowSource
 
 from sard_lora import bases
 from sard_lora.adapter import AdapterConfig, BaseReference, SamplingSettings, prompts_for
 from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep_grid
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.layouts import GOOD
+from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
 from sard_lora.synthesis import sample_grid
+from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
+from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
+from sard_lora.train.windows import Windows, WindowSettings, WindowSource
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
 RESNET_TARGETS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from sard_lora.pipelines.sard_inpaint import noise_latents, predict_z0, prediction_target
 
 from sard_lora.critic import (
     MaskGuidedCritic,
@@ -13,6 +12,7 @@ from sard_lora.critic import (
     r1_penalty,
     transition,
 )
+from sard_lora.pipelines.sard_inpaint import noise_latents, predict_z0, prediction_target
 
 
 @dataclass(frozen=True)

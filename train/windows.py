@@ -7,12 +7,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
-from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 from scipy import ndimage
 
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import load_image, load_mask
 from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask
+from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sard_lora.pipelines.sard_inpaint import (
     Box,
     bounding_box,

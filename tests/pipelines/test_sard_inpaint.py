@@ -6,9 +6,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
+from tiny_base import write_tiny_base
+
 from sard_lora.pipelines import sard_inpaint
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
-from tiny_base import write_tiny_base
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 from PIL import Image
-from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
 
 from sard_lora import synthesis
 from sard_lora.adapter import Adapter, save_adapter
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.synthesis import SynthesizeConfig, Synthesizer, synthesize, verify
+from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
 
 
 @pytest.fixture

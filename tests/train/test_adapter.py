@@ -16,11 +16,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
-from sard_lora.train.adapter import train_adapter
-from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
 from tiny_base import write_tiny_base
 
 from sard_lora.adapter import Adapter, save_adapter
+from sard_lora.train.adapter import train_adapter
+from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
 
 SETTINGS = {
     "batch_size": 4,

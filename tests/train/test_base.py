@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
-from sard_lora.train import base, corpus, tiny
 from torch import nn
+
+from sard_lora.train import base, corpus, tiny
 
 
 def _config(folder, **changes):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from sard_lora.train.checkpoint import (
     checkpoints,
     load_optimizer_tensors,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
 
 from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep_grid
+from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
 
 ALPHAS = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod
 

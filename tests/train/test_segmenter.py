@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sard_lora.train import segmenter
-from sard_lora.train.segmenter import CropSource, SegmenterConfig, segmentation_loss, train_segmenter
 
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation.segmenters import predict
 from sard_lora.layouts import GOOD, Sample
+from sard_lora.train import segmenter
+from sard_lora.train.segmenter import CropSource, SegmenterConfig, segmentation_loss, train_segmenter
 
 TINY = {"steps": 3, "batch_size": 2, "crop": 32, "device": "cpu"}
 

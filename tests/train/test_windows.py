@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from sard_lora.train.windows import Windows, WindowSettings, WindowSource
 
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.layouts import GOOD
+from sard_lora.train.windows import Windows, WindowSettings, WindowSource
 
 
 @pytest.fixture
