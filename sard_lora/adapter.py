@@ -67,6 +67,10 @@ class SamplingSettings:
     num_inference_steps: int = 20
     """Steps of the reverse diffusion."""
 
+    def arguments(self, resolution: int) -> dict[str, Any]:
+        """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels."""
+        return asdict(self) | {"height": resolution, "width": resolution}
+
 
 @dataclass
 class AdapterConfig:

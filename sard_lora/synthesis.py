@@ -171,22 +171,19 @@ class Synthesizer:
         return [flat[start : start + k] for start in range(0, len(flat), k)]
 
     def _sample(self, draws: Sequence[_Draw]) -> SardInpaintOutput:
-        config, settings, k = self.config, self.adapter.config.sampling, self.config.candidates
+        config, own, k = self.config, self.adapter.config, self.config.candidates
+        chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
+        settings = own.sampling.arguments(own.base.resolution)
+        settings |= {name: value for name, value in chosen.items() if value}
         return self.pipe(
             [self.adapter.prompt(draw.job.defect) for draw in draws for _ in range(k)],
             image=[draw.image for draw in draws for _ in range(k)],
             mask_image=[Image.fromarray(draw.mask) for draw in draws for _ in range(k)],
             negative_prompt=self.adapter.prompt(GOOD),
-            background=config.background or settings.background,
             composite=config.composite,
             region=config.region,
-            context=settings.context,
-            min_side=settings.min_side,
-            height=self.adapter.config.base.resolution,
-            width=self.adapter.config.base.resolution,
-            guidance_scale=config.guidance_scale or settings.guidance_scale,
-            num_inference_steps=config.num_inference_steps or settings.num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for draw in draws for seed in draw.seeds],
+            **settings,
         )
 
 
@@ -260,14 +257,8 @@ def sample_grid(
                 image=image,
                 mask_image=Image.fromarray(mask),
                 negative_prompt=prompts[GOOD],
-                background=sampling.background,
-                context=sampling.context,
-                min_side=sampling.min_side,
-                height=resolution,
-                width=resolution,
-                guidance_scale=sampling.guidance_scale,
-                num_inference_steps=sampling.num_inference_steps,
                 generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
+                **sampling.arguments(resolution),
             ).images[0]
             rows.append([image, Image.fromarray(mask), result])
     grid(rows, ["normal", "mask", "result"], path)

@@ -62,13 +62,11 @@ class WindowSource:
 
     def __init__(self, anomalies: Sequence[Sample], normals: Sequence[Sample], settings: WindowSettings) -> None:
         self.settings = settings
-        self.anomalies = []
+        self.defects = sorted({sample.defect for sample in anomalies})
+        self.by_defect = {defect: [] for defect in self.defects}
         for sample in anomalies:
             image = load_image(sample.image)
-            mask = np.asarray(load_mask(sample.mask, image.size)) > 127
-            self.anomalies.append((image, mask, sample.defect))
-        self.defects = sorted({defect for _, _, defect in self.anomalies})
-        self.by_defect = {d: [a for a in self.anomalies if a[2] == d] for d in self.defects}
+            self.by_defect[sample.defect].append((image, np.asarray(load_mask(sample.mask, image.size)) > 127))
         self.normals = list(normals)
         self.bank = MaskBank.from_samples(anomalies)
         self._normal = lru_cache(maxsize=512)(_load_normal)
@@ -76,7 +74,7 @@ class WindowSource:
     def draw_anomaly(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
         """One window of a real defect, every defect type equally often: (3, R, R) in [-1, 1], (1, R, R), defect."""
         defect = self.defects[rng.integers(len(self.defects))]
-        image, mask, _ = self.by_defect[defect][rng.integers(len(self.by_defect[defect]))]
+        image, mask = self.by_defect[defect][rng.integers(len(self.by_defect[defect]))]
         focus = mask
         if rng.random() < 0.5:
             labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
