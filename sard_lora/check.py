@@ -17,7 +17,7 @@ class CheckConfig:
     category: str | None = None
     """Category inside the data set; default: the folder itself."""
     output: Path | None = None
-    """Picture to draw the contact sheet to; default: check-CATEGORY.png in the current folder."""
+    """Picture (.png, .jpg) to draw the contact sheet to, or a folder to put it into; default: the current folder."""
 
 
 def check(config: CheckConfig) -> str:
@@ -25,7 +25,9 @@ def check(config: CheckConfig) -> str:
     category = open_category(config.data, config.category)
     inspection = inspect(category)
     print(check_report(category, inspection))
-    sheet = config.output or Path(f"check-{category.name}.png")
+    sheet = config.output or Path()
+    if not sheet.suffix:
+        sheet = sheet / f"check-{category.name}.png"
     contact_sheet(category.samples, sheet)
     print(f"contact sheet: {sheet}")
     if inspection.problems:

@@ -81,7 +81,7 @@ def contact_sheet(
 
 
 def check_report(category: Category, inspection: Inspection) -> str:
-    """What is in a category, how it will be split, and what is wrong with it, as text for a terminal."""
+    """What is in a category, how it will be split, and how many problems it has, as text for a terminal."""
     groups = len({sample.group for sample in category.samples})
     lines = [
         f"{category.name} ({category.root}): {category.layout} layout, {len(category.samples)} images in "
@@ -90,7 +90,7 @@ def check_report(category: Category, inspection: Inspection) -> str:
     ]
     try:
         split = few_shot_split(category)
-    except DataError:  # listed among the problems
+    except DataError:  # one of the problems
         split = Split((), (), (), (), category.samples)
     parts = (*split.train, *split.normals), split.dev, split.test, split.unused
     counted = [Counter(sample.defect for sample in part) for part in parts]
@@ -106,10 +106,7 @@ def check_report(category: Category, inspection: Inspection) -> str:
             row += f"   median {median:.2g} ({low:.2g} to {high:.2g})"
         lines.append(row)
     lines += ["", f"image sizes: {_sizes(inspection.sizes)}"]
-    if inspection.problems:
-        lines += ["", f"problems: {len(inspection.problems)}", *map(str, inspection.problems)]
-    else:
-        lines.append("no problems found")
+    lines.append(f"problems: {len(inspection.problems)}" if inspection.problems else "no problems found")
     return "\n".join(lines)
 
 
@@ -171,5 +168,7 @@ def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font, w
 
 
 def _save(sheet: Image.Image, path: Path | str) -> None:
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{path}: not a picture's name; choose one that ends in .png or .jpg")
     with atomic_file(path) as temporary:
         sheet.save(temporary)

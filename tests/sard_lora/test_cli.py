@@ -81,7 +81,15 @@ def test_check_prints_the_report_and_draws_the_sheet(mvtec, tmp_path, capsys):
     assert "no problems found" in capsys.readouterr().out and sheet.is_file()
     (mvtec / "ground_truth/hole/000_mask.png").unlink()
     assert main(["check", str(mvtec), "--output", str(sheet)]) == 1
-    assert "000.png" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "problems: 1" in printed.out and "hole/000.png: a defect image without its mask" in printed.err
+
+
+def test_check_draws_the_sheet_into_a_folder_and_refuses_a_name_that_is_no_picture(mvtec, tmp_path, capsys):
+    assert main(["check", str(mvtec), "--output", str(tmp_path / "sheets")]) == 0
+    assert [sheet.suffix for sheet in (tmp_path / "sheets").iterdir()] == [".png"]
+    assert main(["check", str(mvtec), "--output", str(tmp_path / "sheet.doc")]) == 1
+    assert "sheet.doc: not a picture's name" in capsys.readouterr().err
 
 
 def test_bare_arguments_stand_for_flags():

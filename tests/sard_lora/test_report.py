@@ -96,12 +96,12 @@ def test_the_check_reports_counts_sizes_areas_and_the_split(mvtec: Path):
     assert lines[-1] == "no problems found"
 
 
-def test_the_check_lists_the_problems_and_still_reports_the_rest(mvtec: Path):
+def test_the_check_counts_the_problems_and_still_reports_the_rest(mvtec: Path):
     (mvtec / "ground_truth/hole/002_mask.png").unlink()
     Image.new("RGB", (10, 10)).save(mvtec / "train/good/000.png")
     category = open_category(mvtec)
     text = check_report(category, inspect(category))
-    assert "problems: 1" in text and "hole/002.png: a defect image without its mask" in text
+    assert "problems: 1" in text
     assert "10 to 40 × 10 to 32, 2 different; most often 40 × 32 (21)" in text
 
 
@@ -110,4 +110,6 @@ def test_the_check_says_why_there_is_no_split(mvtec: Path):
         (mvtec / f"test/hole/{number:03}.png").unlink()
         (mvtec / f"ground_truth/hole/{number:03}_mask.png").unlink()
     category = open_category(mvtec)
-    assert "hole: a single group of images" in check_report(category, inspect(category))
+    inspection = inspect(category)
+    assert "hole: a single group of images" in "\n".join(map(str, inspection.problems))
+    assert "problems: 1" in check_report(category, inspection)
