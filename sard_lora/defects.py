@@ -210,6 +210,23 @@ def chip(image: Field, rng: Generator, centre: tuple[float, float], extent: floa
     return _edge(height.astype(np.float32), extent, 1.0), changed
 
 
+def missing_piece(image: Field, rng: Generator, centre: tuple[float, float], extent: float) -> tuple[Field, Field]:
+    """A piece broken away to the ground behind it: flat, with a straight or a curved outline and a shadow along it."""
+    size = image.shape[0]
+    if rng.random() < 0.5:
+        height = blob(size, rng, centre, extent, rng.uniform(0.02, 0.15))
+    else:
+        y, x = np.ogrid[0:size, 0:size]
+        angle, aspect = rng.uniform(0, np.pi), rng.uniform(0.4, 1)
+        u = (x - centre[1]) * np.cos(angle) + (y - centre[0]) * np.sin(angle)
+        v = (y - centre[0]) * np.cos(angle) - (x - centre[1]) * np.sin(angle)
+        height = 1 - np.maximum(np.abs(u), np.abs(v) / aspect) * 2 / extent + 0.1 * (power_noise(size, rng, 1.5) - 0.5)
+    ground = _contrast(image, centre, rng, darker=0.75)
+    shadow = np.exp(-np.clip(height, 0, None) / 0.15) * rng.uniform(0, 0.6)
+    changed = ground * (1 - shadow[..., None]) + 0.04 * (power_noise(size, rng, 1.5)[..., None] - 0.5)
+    return _edge(height.astype(np.float32), extent, 1.0), changed.astype(np.float32)
+
+
 def fibre(image: Field, rng: Generator, centre: tuple[float, float], extent: float) -> tuple[Field, Field]:
     """A hair or thread lying on the surface, curled, with a faint shadow."""
     size = image.shape[0]
@@ -278,6 +295,7 @@ DEFECTS: dict[str, Painter] = {
     "stain": stain,
     "hole": hole,
     "chip": chip,
+    "missing piece": missing_piece,
     "fibre": fibre,
     "dent": dent,
     "scuff": scuff,

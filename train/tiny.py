@@ -1,7 +1,9 @@
 """The parts of `sard-tiny`, untrained, and how they become a pipeline folder that diffusers reads."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +18,20 @@ TOKENS = 32
 """Longest prompt, its begin and end tokens included; what is longer is cut."""
 WIDTH = 128
 """Width of the text encoder, and so of the UNet's cross-attention."""
+TRAINING_FILE = "training.json"
+"""Beside the weights: how long each part was trained."""
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long something was trained: optimizer steps, and minutes as measured."""
+
+    steps: int = 0
+    minutes: float = 0.0
+
+    def __add__(self, later: "Run") -> "Run":
+        return Run(self.steps + later.steps, self.minutes + later.minutes)
 
 
 def make_vae() -> AutoencoderKL:
@@ -125,9 +140,13 @@ def save_pipeline(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     unet: UNet2DConditionModel,
-    card: str,
+    runs: Mapping[str, Run],
+    machine: str,
 ) -> Path:
-    """Write an inpainting pipeline in fp16 safetensors with its card (`README.md`), whole or not at all."""
+    """Write an inpainting pipeline in fp16 safetensors with its card (`README.md`), whole or not at all.
+
+    `runs` tells how long the parts "vae" and "unet" were trained on `machine`.
+    """
     pipeline = StableDiffusionInpaintPipeline(
         vae=vae.half(),
         text_encoder=text_encoder.half(),
@@ -140,14 +159,17 @@ def save_pipeline(
     )
     with atomic_folder(folder) as temporary:
         pipeline.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "README.md").write_text(card(runs, machine), encoding="utf-8")
+        training = {part: asdict(run) for part, run in runs.items()}
+        (temporary / TRAINING_FILE).write_text(json.dumps(training) + "\n", encoding="utf-8")
         for file in temporary.rglob("*.safetensors"):  # safetensors writes for the owner only
             file.chmod(0o644)
     return folder
 
 
-def card(vae_run: tuple[int, float], unet_run: tuple[int, float], machine: str) -> str:
-    """The model card; a run is (steps, minutes), measured."""
+def card(runs: Mapping[str, Run], machine: str) -> str:
+    """The model card."""
+    vae, unet = runs["vae"], runs["unet"]
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -168,8 +190,8 @@ metal, cloth, leather, wood, tiles, print, granulate, crystals, dead leaves and 
 windows with a defect (scratch, crack, pit, stain, hole, chip, fibre, dent, scuff, contamination, smear). No photograph
 was used, so no photograph's licence binds it.
 
-**How long**: autoencoder {vae_run[0]} steps of 8 crops, {vae_run[1]:.0f} minutes; UNet and text encoder {unet_run[0]}
-steps of 16 windows, {unet_run[1]:.0f} minutes; {machine}, shared with other work. Made by
+**How long**: autoencoder {vae.steps} steps of 8 crops, {vae.minutes:.0f} minutes; UNet and text encoder {unet.steps}
+steps of 16 windows, {unet.minutes:.0f} minutes; {machine}, shared with other work. Made by
 `python -m sard_lora.train.base`; averaged (EMA) weights, velocity prediction, 10 % of the captions dropped.
 
 **Prompts** it knows: "a photo of a PRODUCT with a DEFECT defect", "a PRODUCT with a DEFECT", "a photo of a PRODUCT
