@@ -47,7 +47,10 @@ class BaseReference:
     """The base that an adapter was trained on, and belongs to."""
 
     id: str
-    revision: str | None
+    revision: str
+    """Commit on the Hub, or a fingerprint of the UNet's weights."""
+    adapted_from: str | None
+    """Where the base was continued on normal images: from which one."""
     resolution: int
     signature: dict[str, Any]
 
@@ -145,11 +148,9 @@ class Adapter:
         self, base: str | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> SardInpaintPipeline:
         """The base with this adapter loaded. Raises ValueError, by name, for a base it was not trained on."""
-        pipe = SardInpaintPipeline.from_pretrained(
-            bases.resolve(base or self.config.base.id),
-            revision=None if base else self.config.base.revision,
-            dtype=dtype,
-        ).to(device)
+        path = bases.resolve(base or self.config.base.id)
+        pinned = None if base or Path(path).is_dir() else self.config.base.revision
+        pipe = SardInpaintPipeline.from_pretrained(path, revision=pinned, dtype=dtype).to(device)
         pipe.load_lora_weights(str(self.folder), weight_name=LORA_FILE)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -189,6 +190,7 @@ def save_adapter(
 def card(config: AdapterConfig, has_samples: bool) -> str:
     """The model card (README.md of the folder), with the Hub's metadata."""
     shots = "\n".join(f"| {defect} | {config.data['shots'].get(defect, 0)} |" for defect in config.defects)
+    origin = f", continued from {config.base.adapted_from} on normal images" if config.base.adapted_from else ""
     picture = "![normal image, mask, result](samples.png)\n\n" if has_samples else ""
     return f"""---
 base_model: {config.base.id}
@@ -219,7 +221,8 @@ Or a whole labelled data set:
 |---|---|
 {shots}
 
-Base: {config.base.id}, {config.base.signature["in_channels"]} input channels, {config.base.resolution} px.
+Base: {config.base.id}{origin} ({config.base.revision}), {config.base.signature["in_channels"]} input channels,
+{config.base.resolution} px.
 Trained for {config.training["steps"]} steps at a total batch of {config.training["total_batch_size"]} in
 {config.training["seconds"] / 60:.0f} minutes. Background mode: {config.sampling.background}.
 

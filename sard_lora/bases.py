@@ -15,6 +15,9 @@ BASES: dict[str, str] = {
 }
 """Short names: the embedded base, and inpainting bases on the Hugging Face Hub."""
 
+HISTORY = "adapted.json"
+"""In a base that `sard-lora base adapt` wrote: what it was continued from, on what and how."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -34,6 +37,8 @@ class Base:
     """"epsilon" or "v_prediction"."""
     revision: str
     """Commit on the Hub, or a fingerprint of the UNet's weights in a folder."""
+    adapted_from: str | None = None
+    """The base that this one was continued from on normal images."""
 
 
 def resolve(name_or_path: str | Path) -> str:
@@ -64,16 +69,18 @@ def resolve(name_or_path: str | Path) -> str:
     )
 
 
-def describe(name_or_path: str | Path) -> Base:
+def describe(name_or_path: str | Path, revision: str | None = None) -> Base:
     """Read what an adapter must know of its base; from the Hub only the small configuration files are fetched.
+
+    `revision` is a branch, tag or commit on the Hub; the answer names the commit.
 
     Raises:
         ValueError: an unknown base, one that cannot be reached, or one that is no Stable Diffusion pipeline.
     """
     path = resolve(name_or_path)
-    unet, revision = _read(path, "unet/config.json")
-    vae, _ = _read(path, "vae/config.json")
-    scheduler, _ = _read(path, "scheduler/scheduler_config.json")
+    unet, commit = _read(path, "unet/config.json", revision)
+    vae, _ = _read(path, "vae/config.json", revision)
+    scheduler, _ = _read(path, "scheduler/scheduler_config.json", revision)
     in_channels = unet.get("in_channels")
     if in_channels not in (4, 9):
         raise ValueError(
@@ -86,7 +93,8 @@ def describe(name_or_path: str | Path) -> Base:
         in_channels=in_channels,
         resolution=unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1),
         prediction_type=scheduler.get("prediction_type", "epsilon"),
-        revision=revision or fingerprint(Path(path)),
+        revision=commit or fingerprint(path),
+        adapted_from=_adapted_from(Path(path)),
     )
 
 
@@ -106,23 +114,28 @@ def fingerprint(folder: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(base: str, file: str) -> tuple[dict, str]:
+def _adapted_from(folder: Path) -> str | None:
+    history = folder / HISTORY
+    return json.loads(history.read_text(encoding="utf-8"))["adapted_from"] if history.is_file() else None
+
+
+def _read(base: str, file: str, revision: str | None) -> tuple[dict, str]:
     """A configuration file of a base, and the Hub commit it came from ("" for a folder)."""
     local = Path(base) / file
-    revision = ""
+    commit = ""
     if not Path(base).is_dir():
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            local = Path(hf_hub_download(base, file))
+            local = Path(hf_hub_download(base, file, revision=revision))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ValueError(
                 f"base {base!r}: {file} cannot be had from the Hugging Face Hub ({type(error).__name__}). Check "
                 "the name and the connection (gated models need `hf auth login`), or give a folder, or use sard-tiny."
             ) from error
-        revision = local.parents[len(Path(file).parts) - 1].name
+        commit = local.parents[len(Path(file).parts) - 1].name
     try:
-        return json.loads(local.read_text(encoding="utf-8")), revision
+        return json.loads(local.read_text(encoding="utf-8")), commit
     except (OSError, ValueError) as error:
         raise ValueError(f"{local}: cannot be read ({error}). Is {base} a Stable Diffusion pipeline?") from error

@@ -32,6 +32,12 @@ COMMANDS = {
         "AdapterTrainConfig",
         "train_adapter",
     ),
+    "base adapt": Command(
+        "continue a base on normal images, before adapters are trained on it",
+        "sard_lora.train.adapt",
+        "AdaptConfig",
+        "adapt",
+    ),
     "synthesize": Command(
         "make labelled defect images with an adapter",
         "sard_lora.synthesis",
@@ -80,10 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"sard-lora {version('sard-lora')}")
         return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        print(f"sard-lora: there is no command {name!r}\n\n{usage()}", file=sys.stderr)
+    name = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
+    if name is None:
+        print(f"sard-lora: there is no command {arguments[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
+    rest = arguments[len(name.split()) :]
     command = COMMANDS[name]
     _quiet_libraries()
     module = importlib.import_module(command.module)

@@ -177,6 +177,18 @@ def few_shot_split(category: Category, shots: int | None = None) -> Split:
     return Split(train, normals, dev, test, unused)
 
 
+def normal_images(data: Path, category: str | None) -> tuple[Sample, ...]:
+    """Normal images to work on: the training side of a data set, or all images of a plain folder."""
+    suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+    files = sorted(path for path in data.glob("*") if path.suffix.lower() in suffixes) if data.is_dir() else []
+    if files and category is None:
+        return tuple(Sample(path, None, GOOD, path.name) for path in files)
+    normals = few_shot_split(open_category(data, category)).normals
+    if not normals:
+        raise ValueError(f"{data}: no normal images. Put them into train/good")
+    return normals
+
+
 def fingerprint(samples: Iterable[Sample]) -> str:
     """SHA-256 over names (folder and file) and bytes of images and masks, whatever their order."""
     digest = hashlib.sha256()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sard_lora.adapter import Adapter, SamplingSettings
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.critic import rank_score
-from sard_lora.data import few_shot_split, open_category
+from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
@@ -221,18 +221,6 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     report = _report(labelled, jobs, settings, seconds_before + time.monotonic() - begun)
     write_text(config.output / SETTINGS, json.dumps(report, indent=2) + "\n")
     return report
-
-
-def normal_images(data: Path, category: str | None) -> tuple[Sample, ...]:
-    """Normal images to write into: the training side of a data set, or all images of a plain folder."""
-    suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-    files = sorted(path for path in data.glob("*") if path.suffix.lower() in suffixes) if data.is_dir() else []
-    if files and category is None:
-        return tuple(Sample(path, None, GOOD, path.name) for path in files)
-    normals = few_shot_split(open_category(data, category)).normals
-    if not normals:
-        raise ValueError(f"{data}: no normal images to write defects into. Put them into train/good")
-    return normals
 
 
 def sample_grid(

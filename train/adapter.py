@@ -6,7 +6,6 @@ accelerate launch -m sard_lora.train.adapter --config adapter.yaml      # severa
 
 import json
 import math
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +17,13 @@ from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from sard_lora.adapter import Adapter, save_adapter
-from sard_lora.atomic import make_folder, write_text
+from sard_lora.atomic import make_folder
 from sard_lora.config import parse
 from sard_lora.precision import bf16_is_fast
-from sard_lora.train.checkpoint import checkpoints, load_state, save_state
+from sard_lora.train.checkpoint import begin, checkpoints, load_state, save_state
 from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
 
 LOG = "log.jsonl"
-SETTINGS = "settings.json"
 
 
 def train_adapter(config: AdapterTrainConfig) -> Adapter:
@@ -50,10 +48,10 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
         cpu=config.cpu,
     )
     trainer = AdapterTrainer(config, accelerator)
-    start, seconds_before = _restore(trainer, work) if config.resume else (0, 0.0)
     if accelerator.is_main_process:
-        _prepare(work, config, start)
+        begin(work, _settings(config), LOG, config.resume)
     accelerator.wait_for_everyone()
+    start, seconds_before = _restore(trainer, work)
     if config.tensorboard:
         accelerator.init_trackers("adapter")
     begun = time.monotonic() - seconds_before
@@ -99,34 +97,19 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
 
 
 def _restore(trainer: AdapterTrainer, work: Path) -> tuple[int, float]:
-    """Step and seconds of the newest checkpoint, put back into the trainer. Raises ValueError for other settings."""
+    """Step and seconds of the newest checkpoint, put back into the trainer; zeros where there is none."""
     found = load_state(work)
     if found is None:
         return 0, 0.0
-    there = json.loads((work / SETTINGS).read_text(encoding="utf-8"))
-    different = sorted(name for name, value in _settings(trainer.config).items() if there.get(name) != value)
-    if different:
-        raise ValueError(f"{work}: was begun with another {', '.join(different)}. Use the same, or drop --resume")
     step, tensors = found
     trainer.load_tensors(tensors)
     return step, float(tensors["seconds"])
 
 
-def _prepare(work: Path, config: AdapterTrainConfig, start: int) -> None:
-    """Make the working folder hold exactly the first `start` steps of this run."""
-    for old in checkpoints(work) if start == 0 else ():
-        shutil.rmtree(old)
-    log = work / LOG
-    kept = log.read_text(encoding="utf-8").splitlines(keepends=True) if start and log.is_file() else []
-    write_text(log, "".join(kept[:start]))
-    write_text(work / SETTINGS, json.dumps(_settings(config), indent=2) + "\n")
-
-
 def _settings(config: AdapterTrainConfig) -> dict[str, Any]:
-    """What a resumed run has to share with the one that was stopped, as JSON holds it."""
+    """What a resumed run has to share with the one that was stopped."""
     free = ("resume", "overwrite", "output", "sample_every", "checkpoint_every", "tensorboard", "cpu")
-    settings = {name: value for name, value in asdict(config).items() if name not in free}
-    return json.loads(json.dumps(settings, default=str))
+    return {name: value for name, value in asdict(config).items() if name not in free}
 
 
 def _stop_if_not_finite(losses: dict[str, float], step: int, work: Path) -> None:

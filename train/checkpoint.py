@@ -4,14 +4,17 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sard_lora.atomic import atomic_folder
+from sard_lora.atomic import atomic_folder, write_text
 
 PREFIX = "checkpoint-"
+SETTINGS = "settings.json"
+"""Beside the checkpoints: what a resumed run has to share with the one that was stopped."""
 
 
 def save_state(folder: Path | str, step: int, tensors: Mapping[str, Tensor], keep: int = 2) -> Path:
@@ -68,7 +71,34 @@ def checkpoints(folder: Path) -> list[Path]:
         and (path / "state.json").is_file()
         and (path / "state.safetensors").is_file()
     ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def begin(folder: Path, settings: Mapping[str, Any], log: str, resume: bool) -> None:
+    """Make `folder` ready for a run: emptied of an older one, or, to resume, as its newest checkpoint left it.
+
+    The log keeps one line for every step that the checkpoint has done.
+
+    Raises:
+        ValueError: the run to resume was begun with other settings; the message names them.
+    """
+    wanted = json.loads(json.dumps(settings, default=str))
+    found = checkpoints(folder)
+    if resume and found:
+        there = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if different := sorted(name for name, value in wanted.items() if there.get(name) != value):
+            raise ValueError(f"{folder}: was begun with another {', '.join(different)}. Use the same, or drop --resume")
+        lines = (folder / log).read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(folder / log, "".join(lines[: _step(found[-1])]))
+        return
+    for old in found:
+        shutil.rmtree(old)
+    write_text(folder / log, "")
+    write_text(folder / SETTINGS, json.dumps(wanted, indent=2) + "\n")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

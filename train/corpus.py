@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import binary_dilation
 
 from sard_lora.defects import DEFECTS, add_defect, blob
-from sard_lora.textures import SURFACES, photograph, random_surface
+from sard_lora.textures import SURFACES, Field, photograph, random_surface
 
 Item = TypeVar("Item")
 DEFECT_NAMES = tuple(DEFECTS)
@@ -63,20 +63,30 @@ def draw_crop(picture: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 
 
 def draw_window(size: int, rng: np.random.Generator) -> Window:
-    """A window whose hole holds a defect (half of them) or the undisturbed surface (the other half).
-
-    Holes have the same shapes in both halves: a defect's own, or strokes, boxes and blobs as in LaMa (Suvorov et
-    al. 2022). So the hole's shape does not tell what is in it; only the caption does.
-    """
+    """A window of a random surface whose hole holds a defect (half of them) or the undisturbed surface."""
     image, product = random_surface(size, rng)
     spoken = rng.random()
     if spoken < 0.3:
         product = ANY_PRODUCT[rng.integers(len(ANY_PRODUCT))]
     elif spoken < 0.45:  # a name nobody knows: users' products are called all sorts of things
         product = "".join(rng.choice(list(string.ascii_lowercase), rng.integers(3, 10)))
+    image, hole, caption = open_hole(image, product, 0.5, rng)
+    return Window((photograph(image, rng) * 255 + 0.5).astype(np.uint8), hole, caption)
+
+
+def open_hole(
+    image: Field, product: str, defect_share: float, rng: np.random.Generator
+) -> tuple[Field, np.ndarray, str]:
+    """Put a hole over an undisturbed picture (H, W, 3) in 0..1, now and then with a defect drawn in it.
+
+    Answers picture, hole (H, W) bool and caption. Holes have the same shapes with and without a defect: a defect's own,
+    or strokes, boxes and blobs as in LaMa (Suvorov et al. 2022). So the hole's shape does not tell what is in it; only
+    the caption does.
+    """
+    size = image.shape[0]
     defect = DEFECT_NAMES[rng.integers(len(DEFECT_NAMES))]
     damaged, mask = add_defect(image, defect, rng, size * rng.uniform(0.12, 0.7))
-    has_defect = rng.random() < 0.5
+    has_defect = rng.random() < defect_share
     shape = rng.random()
     # Blur in the camera carries the defect a little over its border; the hole takes that in.
     hole = binary_dilation(mask, iterations=int(rng.integers(2, 9)))
@@ -89,8 +99,7 @@ def draw_window(size: int, rng: np.random.Generator) -> Window:
         hole = hole | drawn if has_defect else drawn
     templates = WITH_DEFECT if has_defect else WITHOUT_DEFECT if rng.random() < 0.8 else PLAIN
     caption = templates[rng.integers(len(templates))].format(product=product, defect=defect)
-    picture = photograph(damaged if has_defect else image, rng)
-    return Window((picture * 255 + 0.5).astype(np.uint8), hole, caption)
+    return (damaged if has_defect else image), hole, caption
 
 
 def draw_hole(size: int, rng: np.random.Generator) -> np.ndarray:

@@ -157,6 +157,7 @@ class AdapterTrainer:
         self.category = category
         self.split = few_shot_split(category, config.shots)
 
+        self.base = bases.describe(config.base, config.revision)
         self.pipe = _load_base(config, accelerator)
         unet, scheduler = self.pipe.unet, self.pipe.scheduler
         self.signature = base_signature(unet)
@@ -362,7 +363,9 @@ class AdapterTrainer:
             category=self.category.name,
             defects=self.defects,
             prompts=self.prompts,
-            base=BaseReference(config.base, config.revision, self.resolution, self.signature),
+            base=BaseReference(
+                config.base, self.base.revision, self.base.adapted_from, self.resolution, self.signature
+            ),
             sampling=SamplingSettings(
                 background=config.background, min_side=config.min_side, guidance_scale=config.guidance_scale
             ),
@@ -389,8 +392,6 @@ def _load_base(config: AdapterTrainConfig, accelerator: Accelerator) -> SardInpa
         bases.resolve(config.base), revision=config.revision, dtype=torch.bfloat16 if bf16 else torch.float32
     ).to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
-    if pipe.unet.config.in_channels not in (4, 9):
-        raise ValueError(f"{config.base}: its UNet takes {pipe.unet.config.in_channels} channels, RCD knows 4 or 9")
     return pipe
 
 

@@ -86,7 +86,7 @@ def test_hub_revision_is_the_commit(folder, monkeypatch, tmp_path):
     snapshot = tmp_path / "snapshots" / "0123abc"
     snapshot.parent.mkdir()
     snapshot.symlink_to(folder, target_is_directory=True)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, file: str(snapshot / file))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, file, revision: str(snapshot / file))
     base = bases.describe("someone/base")
     assert (base.path, base.revision, base.in_channels) == ("someone/base", "0123abc", 9)
 
@@ -94,7 +94,7 @@ def test_hub_revision_is_the_commit(folder, monkeypatch, tmp_path):
 def test_unreachable_hub_says_what_to_do(monkeypatch):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def offline(*_):
+    def offline(*_, **__):
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)

@@ -36,7 +36,7 @@ def test_importing_the_package_is_light_and_its_names_resolve():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained_with_its_default(name, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out.split("\noptions:")[1]
     module = __import__(COMMANDS[name].module, fromlist=["config"])

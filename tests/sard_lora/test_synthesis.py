@@ -9,6 +9,7 @@ from PIL import Image
 
 from sard_lora import synthesis
 from sard_lora.adapter import Adapter, save_adapter
+from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.synthesis import SynthesizeConfig, Synthesizer, synthesize, verify
@@ -115,9 +116,7 @@ def test_critic_ranks_the_candidates(adapter, mvtec, tmp_path, monkeypatch):
     scores = []
     for seed_index in range(4):
         synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "x", candidates=4))
-        draw = synthesizer.draw(
-            synthesis._plan(synthesizer.config, adapter)[0], 0, synthesis.normal_images(mvtec, None)
-        )
+        draw = synthesizer.draw(synthesis._plan(synthesizer.config, adapter)[0], 0, normal_images(mvtec, None))
         scores.append(synthesizer.generate([draw])[0][seed_index].score)
     assert best["critic_score"] == pytest.approx(max(scores), abs=1e-4) and len(set(scores)) == 4
 

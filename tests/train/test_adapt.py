@@ -1,0 +1,106 @@
+"""A base continued on normal images: a base again, another one than before, and known as such to its adapters."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionInpaintPipeline
+from PIL import Image
+from tiny_base import write_tiny_base
+
+from sard_lora.adapter import Adapter
+from sard_lora.cli import main
+from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, adapt
+from sard_lora.train.adapter import train_adapter
+from sard_lora.train.joint import AdapterTrainConfig
+
+
+def settings(data, base, output, **changes) -> AdaptConfig:
+    small = dict(steps=2, batch_size=2, pool=4, fresh=1, min_side=16, mixed_precision="no", cpu=True)
+    return AdaptConfig(**small | dict(data=data, base=str(base), output=output) | changes)
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return StableDiffusionInpaintPipeline.from_pretrained(folder, dtype=torch.float32).unet.state_dict()
+
+
+@pytest.mark.parametrize("method", ["unet", "lora"])
+def test_an_adapted_base_is_a_base_with_other_weights(mvtec, tiny_base, tmp_path, method):
+    folder = adapt(settings(mvtec, tiny_base, tmp_path / "adapted", method=method))
+    before, after = weights(tiny_base), weights(folder)
+    assert before.keys() == after.keys()
+    assert any((before[name] - after[name]).abs().max() > 1e-5 for name in before)
+    history = json.loads((folder / "adapted.json").read_text())
+    assert (history["adapted_from"], history["method"], history["product"]) == (str(tiny_base), method, "plate")
+    assert "6 normal\nimages" in (folder / "README.md").read_text()
+
+
+def test_a_base_of_four_channels_is_adapted_too(mvtec, tmp_path):
+    base = write_tiny_base(tmp_path / "four", in_channels=4)
+    assert adapt(settings(mvtec, base, tmp_path / "adapted")).is_dir()
+
+
+def test_adapters_say_which_base_they_belong_to(mvtec, tiny_base, tmp_path):
+    folder = adapt(settings(mvtec, tiny_base, tmp_path / "adapted", steps=8, learning_rate=1e-2))
+    adapter = train_adapter(
+        AdapterTrainConfig(
+            data=mvtec, output=tmp_path / "adapter", base=str(folder), steps=1, batch_size=2, min_side=16, cpu=True
+        )
+    )
+    assert adapter.config.base.adapted_from == str(tiny_base)
+    assert f"continued from {tiny_base}" in (adapter.folder / "README.md").read_text()
+    Adapter.load(adapter.folder).pipeline()
+    with pytest.raises(ValueError, match=r"trained on the base .*adapted, and this pipeline holds another one"):
+        adapter.pipeline(base=str(tiny_base))
+
+
+def test_killed_and_resumed_is_the_same_to_the_bit(mvtec, tiny_base, tmp_path, monkeypatch):
+    whole = adapt(settings(mvtec, tiny_base, tmp_path / "whole", steps=4, checkpoint_every=2))
+    from sard_lora.train import adapt as module
+
+    draw = WindowsOfNormals.draw
+    drawn = []
+
+    def dies(self, rng):
+        drawn.append(1)
+        if len(drawn) == 4 + 2:
+            raise KeyboardInterrupt
+        return draw(self, rng)
+
+    monkeypatch.setattr(module.WindowsOfNormals, "draw", dies)
+    config = settings(mvtec, tiny_base, tmp_path / "killed", steps=4, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(config)
+    assert not config.output.exists()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="another batch_size"):
+        adapt(settings(mvtec, tiny_base, config.output, steps=4, batch_size=3, resume=True))
+    resumed = adapt(settings(mvtec, tiny_base, config.output, steps=4, checkpoint_every=2, resume=True))
+    first, second = weights(whole), weights(resumed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):
+    stripe = np.zeros((30, 50, 3), np.uint8)
+    stripe[10:13] = 250
+    (tmp_path / "plain").mkdir()
+    Image.fromarray(stripe).save(tmp_path / "plain/one.png")
+    from sard_lora.data import normal_images
+
+    normals = normal_images(tmp_path / "plain", None)
+    config = settings(tmp_path / "plain", tiny_base, tmp_path / "out", drawn_defects=0.0)
+    drawn = [WindowsOfNormals(normals, "bar", 64, config).draw(np.random.default_rng(n)) for n in range(12)]
+    assert all(w.picture.shape == (64, 64, 3) and w.hole.any() and " with a " not in w.caption for w in drawn)
+    lying = [np.ptp(w.picture[..., 0], axis=0).max() > 200 for w in drawn]
+    assert any(lying) and not all(lying) and len({w.picture.tobytes() for w in drawn}) > 8
+
+
+def test_the_command_is_two_words(mvtec, tiny_base, tmp_path, capsys):
+    out = tmp_path / "adapted"
+    flags = ["--base", str(tiny_base), "--data", str(mvtec), "--output", str(out), "--cpu", "true"]
+    assert main(["base", "adapt", *flags, "--steps", "1", "--batch_size", "1", "--pool", "1"]) == 0
+    assert (out / "model_index.json").is_file()
+    assert main(["base", "adapt", *flags]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["base"]) == 2

@@ -1,0 +1,245 @@
+"""Continue a base on one's own normal images, which are plenty and need no labels.
+
+sard-lora base adapt --base sard-tiny --data DIR --output bases/tile
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionInpaintPipeline
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+
+from sard_lora import bases
+from sard_lora.atomic import atomic_folder, make_folder
+from sard_lora.data import fingerprint, normal_images
+from sard_lora.images import load_image
+from sard_lora.layouts import Sample
+from sard_lora.pipelines.sard_inpaint import Box, crop_window
+from sard_lora.precision import bf16_is_fast
+from sard_lora.train.checkpoint import begin
+from sard_lora.train.corpus import Pool, Window, open_hole
+from sard_lora.train.inpainting import encode_window, inpainting_loss
+from sard_lora.train.loop import load_average, train
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut")
+LOG = "log.jsonl"
+SMALL = 100_000_000
+"""Up to so many parameters the whole UNet is trained."""
+
+
+@dataclass
+class AdaptConfig:
+    """Settings of one base's adaptation."""
+
+    data: Path
+    """Normal images: a data set (its training side is used) or a plain folder of images."""
+    output: Path
+    """Where the adapted base goes; logs and checkpoints go to OUTPUT.training."""
+    category: str | None = None
+    """Category inside the data set; default: the folder itself."""
+    product: str | None = None
+    """What the prompts call it; default: the category's or the folder's name."""
+    base: str = "sard-tiny"
+    """Base model: sard-tiny (embedded), a named one, a folder, or a Hub id."""
+    revision: str | None = None
+    """Revision of a base from the Hub."""
+    method: Literal["auto", "unet", "lora"] = "auto"
+    """Train the whole UNet, or a LoRA that is then folded into it; auto: the whole of a UNet below 100 M parameters."""
+    rank: int = 32
+    """Rank of the LoRA."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Windows per step."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default 3e-4 for the whole UNet, 1e-4 for a LoRA."""
+    drawn_defects: float = 0.3
+    """Share of windows with a procedural defect, so that the base does not forget what a defect is."""
+    min_side: int = 64
+    """Smallest window, in image pixels; the largest is the image's shorter side."""
+    flip_horizontal: bool = True
+    """Mirror windows left to right; off for products with a side."""
+    flip_vertical: bool = True
+    """Mirror windows top to bottom."""
+    rotate: bool = True
+    """Turn windows by quarter turns."""
+    pool: int = 256
+    """Encoded windows held in memory, of which batches are drawn."""
+    fresh: int = 2
+    """New windows drawn a step."""
+    mixed_precision: Literal["auto", "bf16", "no"] = "auto"
+    """bf16, no (fp32), or auto: bf16 where it is fast."""
+    gradient_checkpointing: bool = False
+    """Trade speed for memory in the UNet."""
+    seed: int = 0
+    """Seed of everything random."""
+    cpu: bool = False
+    """Train on the CPU even where there is a GPU."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Go on from the newest checkpoint in OUTPUT.training."""
+    overwrite: bool = False
+    """Replace OUTPUT when it exists."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "rank", "min_side", "pool", "fresh", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+        if not 0 <= self.drawn_defects <= 1:
+            raise ValueError(f"drawn_defects={self.drawn_defects} has to lie in [0, 1]")
+
+
+def adapt(config: AdaptConfig) -> Path:
+    """Write the adapted base, a pipeline folder that `--base` and plain diffusers take; returns its path.
+
+    Raises ValueError naming what is wrong with the data, the base or the settings before the first step, and
+    FloatingPointError with the folder of the last checkpoint when the loss is no longer finite.
+    """
+    if config.output.exists() and not config.overwrite:
+        raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite true")
+    normals = normal_images(config.data, config.category)
+    base = bases.describe(config.base, config.revision)
+    device = torch.device("cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
+    work = make_folder(config.output.with_name(config.output.name + ".training"))
+    begin(work, _settings(config), LOG, config.resume)
+
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(base.path, revision=config.revision, dtype=torch.float32)
+    pipe.to(device)
+    lora = _choose_weights(pipe, config)
+    product = config.product or (config.category or config.data.resolve().name).replace("_", " ").replace("-", " ")
+    windows = WindowsOfNormals(normals, product, base.resolution, config)
+    bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and bf16_is_fast(device))
+    rate = config.learning_rate or (1e-4 if lora else 3e-4)
+    loss = _loss(pipe, windows, config)
+    train(work, pipe.unet, loss, config.steps, rate, bf16, config.checkpoint_every, warmup=min(50, config.steps))
+    steps, minutes = load_average(work, pipe.unet)
+    if lora:
+        pipe.unet.fuse_lora()
+        pipe.unet.unload_lora()
+    history = {
+        "adapted_from": config.base,
+        "revision": base.revision,
+        "product": product,
+        "images": len(normals),
+        "data": fingerprint(normals),
+        "method": "lora" if lora else "unet",
+        "steps": steps,
+        "minutes": round(minutes, 1),
+        "settings": _settings(config),
+    }
+    with atomic_folder(config.output) as temporary:
+        pipe.to(dtype=torch.float16).save_pretrained(temporary)
+        (temporary / bases.HISTORY).write_text(json.dumps(history, indent=2, default=str) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(card(history), encoding="utf-8")
+    print(f"base: {config.output}")
+    return config.output
+
+
+def _choose_weights(pipe: StableDiffusionInpaintPipeline, config: AdaptConfig) -> bool:
+    """Let the whole UNet train, or a new LoRA on it, and nothing else; answers whether it is a LoRA."""
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.requires_grad_(False)
+    parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
+    lora = config.method == "lora" or (config.method == "auto" and parameters > SMALL)
+    if lora:
+        torch.manual_seed(config.seed)
+        if pipe.device.type == "cuda":
+            pipe.to(dtype=torch.bfloat16)
+        pipe.unet.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=list(TARGETS)))
+        cast_training_params(pipe.unet, torch.float32)
+    else:
+        pipe.unet.requires_grad_(True)
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    return lora
+
+
+def _loss(
+    pipe: StableDiffusionInpaintPipeline, windows: "WindowsOfNormals", config: AdaptConfig
+) -> Callable[[torch.nn.Module, int], torch.Tensor]:
+    """The loss of step k, which depends on the seed and k alone."""
+    pool = Pool(lambda rng: encode_window(pipe.vae, windows.draw(rng)), config.pool, config.fresh, config.seed)
+    alphas_cumprod = pipe.scheduler.alphas_cumprod.to(pipe.device)
+
+    @lru_cache(maxsize=1024)
+    def words(caption: str) -> torch.Tensor:
+        with torch.no_grad():
+            return pipe.encode_prompt(caption, pipe.device, 1, False)[0][0]
+
+    def loss(unet: torch.nn.Module, step: int) -> torch.Tensor:
+        rng = np.random.default_rng([config.seed, 3, step])
+        items = pool.at(step)
+        chosen = [items[i] for i in rng.integers(0, len(items), config.batch_size)]
+        # Without words now and then, so that classifier-free guidance keeps something to compare with.
+        embeds = torch.stack([words("" if rng.random() < 0.1 else window.caption) for window in chosen])
+        return inpainting_loss(unet, chosen, embeds, alphas_cumprod, pipe.scheduler.config.prediction_type, rng)
+
+    return loss
+
+
+class WindowsOfNormals:
+    """Draws windows of normal images under holes, some of them with a drawn defect."""
+
+    def __init__(self, normals: Sequence[Sample], product: str, resolution: int, config: AdaptConfig) -> None:
+        self.normals, self.product, self.resolution, self.config = normals, product, resolution, config
+        self._image = lru_cache(maxsize=1024)(_load)
+
+    def draw(self, rng: np.random.Generator) -> Window:
+        """A square of any size between `min_side` and the shorter side, resized to the base's resolution."""
+        config = self.config
+        image = self._image(str(self.normals[rng.integers(len(self.normals))].image))
+        height, width = image.shape[1:]
+        shorter = min(height, width)
+        side = round(np.exp(rng.uniform(np.log(min(config.min_side, shorter)), np.log(shorter))))
+        box = Box(int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side, side)
+        crop = crop_window(image, box, (self.resolution, self.resolution))
+        if config.flip_horizontal and rng.random() < 0.5:
+            crop = crop.flip(2)
+        if config.flip_vertical and rng.random() < 0.5:
+            crop = crop.flip(1)
+        if config.rotate:
+            crop = crop.rot90(int(rng.integers(4)), (1, 2))
+        picture = (crop.clamp(0, 255) / 255).permute(1, 2, 0).numpy()
+        picture, hole, caption = open_hole(picture, self.product, config.drawn_defects, rng)
+        return Window((picture * 255 + 0.5).astype(np.uint8), hole, caption)
+
+
+def _load(path: str) -> torch.Tensor:
+    """An image as (3, H, W) float in 0..255."""
+    return torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1)
+
+
+def _settings(config: AdaptConfig) -> dict[str, Any]:
+    """What a resumed run has to share with the one that was stopped."""
+    free = ("resume", "overwrite", "output", "checkpoint_every", "cpu")
+    return {name: value for name, value in asdict(config).items() if name not in free}
+
+
+def card(history: dict[str, Any]) -> str:
+    """The model card of an adapted base."""
+    how = "the whole UNet" if history["method"] == "unet" else "a LoRA, folded into the UNet"
+    return f"""---
+base_model: {history["adapted_from"]}
+base_model_relation: finetune
+library_name: diffusers
+pipeline_tag: image-to-image
+tags: [inpainting, stable-diffusion, surface-defects, sard]
+---
+
+# {history["adapted_from"]}, continued on normal images of {history["product"]}
+
+An inpainting base that has seen what good parts of **{history["product"]}** look like: {history["images"]} normal
+images, no real defect. Trained: {how}, {history["steps"]} steps in {history["minutes"]:.0f} minutes; autoencoder and
+text encoder are those of {history["adapted_from"]} ({history["revision"]}). `adapted.json` holds every setting.
+
+It loads with plain diffusers (`StableDiffusionInpaintPipeline.from_pretrained`), and adapters are trained on it with
+`sard-lora train --base THIS_FOLDER`. Its licence is that of {history["adapted_from"]}, and of the images it saw.
+"""
