@@ -1,0 +1,49 @@
+"""The benchmarks run from end to end, on a few small pictures."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sard_lora.surfaces import write_category
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import base as base_benchmark
+
+
+def test_the_base_is_measured_beside_its_references(tiny_base, tmp_path):
+    write_category("leather", tmp_path / "data/leather", normals=4, anomalies_per_defect=4, seed=0, size=64)
+    config = base_benchmark.BaseBenchmarkConfig(
+        tmp_path / "data", tmp_path / "out", str(tiny_base), holes=3, adapt_steps=1, num_inference_steps=2, device="cpu"
+    )
+    base_benchmark.benchmark(config)
+    rows = json.loads((tmp_path / "out/base.json").read_text())["data"]["leather"]
+    assert set(rows["inpainting"]) == {"border mean", "biharmonic", str(tiny_base), "adapted"}
+    assert all(np.isfinite(list(row.values())).all() for row in rows["inpainting"].values())
+    assert rows["vae"]["psnr"] > 0 and rows["adapted"]["steps"] == 1
+    assert (tmp_path / "out/base-leather.jpg").is_file()
+    assert "| leather | biharmonic |" in (tmp_path / "out/base.md").read_text()
+
+
+def test_a_perfect_fill_has_no_distance_and_a_smooth_one_has():
+    rng = np.random.default_rng(0)
+    picture = np.repeat(rng.integers(60, 200, (64, 64, 1), dtype=np.uint8), 3, axis=2)
+    hole = np.zeros((64, 64), bool)
+    hole[20:40, 10:40] = True
+    region = base_benchmark.Region(picture, hole)
+    assert set(base_benchmark.distances(region, picture).values()) == {0}
+    (flat,) = base_benchmark.border_mean([region])
+    assert (flat[~hole] == picture[~hole]).all()
+    far = base_benchmark.distances(region, flat)
+    assert far["spectrum"] > 5 and far["variance"] > 20
+    (smooth,) = base_benchmark.biharmonic([region])
+    assert (smooth[~hole] == picture[~hole]).all() and (smooth[hole] != flat[hole]).any()
+
+
+@pytest.mark.parametrize("count", [5, 12])
+def test_holes_are_the_same_every_time(count):
+    images = [np.zeros((64, 64, 3), np.uint8)] * 2
+    first, second = (base_benchmark.regions(images, count) for _ in range(2))
+    assert all((a.hole == b.hole).all() and 0 < a.hole.mean() <= 0.3 for a, b in zip(first, second, strict=True))
