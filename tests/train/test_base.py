@@ -149,3 +149,11 @@ def test_resumed_pool_is_the_one_that_was_left():
     assert left == corpus.Pool(draw, size=5, fresh=2, seed=3).at(7)
     assert len(set(left)) == 5
     assert left != corpus.Pool(draw, size=5, fresh=2, seed=4).at(7)
+
+
+def test_mixed_channels_are_grey_nowhere_and_keep_their_contents():
+    x = torch.rand(4, 1, 8, 8).expand(-1, 3, -1, -1)
+    mixed = base.mix_channels(x)
+    assert mixed.shape == x.shape and torch.equal(mixed[:, 1], x[:, 1])
+    assert (mixed[:, 0] != mixed[:, 1]).all() and (mixed[:, 0] != mixed[:, 2]).all()
+    assert base.colour_loss(x + 0.3, x) < 1e-6 < 1e-4 < base.colour_loss(mixed, x)
