@@ -50,6 +50,12 @@ COMMANDS = {
         "EvaluateConfig",
         "evaluate",
     ),
+    "benchmark": Command(
+        "methods side by side over several seeds: what does a segmenter learn from each",
+        "sard_lora.evaluation.benchmark",
+        "BenchmarkConfig",
+        "benchmark",
+    ),
     "demo": Command(
         "the whole job on an embedded product, without any download",
         "sard_lora.demo",

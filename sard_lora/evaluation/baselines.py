@@ -1,46 +1,106 @@
-"""Training sets that need no generator: real defects cut out and pasted on normal images.
+"""Training sets that need no generator, on the same normal images and with masks of the same areas as the generator's.
+
+- `paste`: real defects cut out and blended in (`sard_lora.evaluation.paste`);
+- `cutpaste`: a patch or a scar of the normal image itself, moved (Li et al. 2021, CutPaste);
+- `draem`: a foreign texture under a Perlin mask, half transparent (Zavrtanik et al. 2021, DRAEM; its textures are
+  photographs, here they are drawn).
 
 The other free baseline, `real`, is the few real defects themselves and needs no code.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from sard_lora.images import load_image, load_mask
+from sard_lora.evaluation.paste import cut_out, paste, transform
+from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.masks import foreground
+from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask
+from sard_lora.textures import random_surface
 
-# Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
-_RING = 8
-_SCALE = (0.7, 1.4)
-_FEATHER = 2
-# Half of the defects go where the real one was: chipped edges are at edges.
-_KEEP_LOCATION = 0.5
-# A defect that would lose more than this share beyond the part or the image is put elsewhere.
-_MAX_LOSS = 0.5
 _ATTEMPTS = 50
 
 
 @dataclass(frozen=True)
-class Cutout:
-    """A real defect with its surroundings.
+class Sources:
+    """The few real images of one defect, and their masks."""
 
-    `pixels` fp32 (h, w, 3) in [0, 255]; `mask` bool (h, w); `valid` bool (h, w), False where the cut-out reaches
-    beyond its image; `centre` (row, column) in [0, 1] of the image it was cut from.
-    """
+    samples: Sequence[Sample]
+    bank: Sequence[BankMask]
+
+
+class Drawing(NamedTuple):
+    """A new image (H, W, 3) uint8, the region that was written (H, W) bool, and where its shape comes from."""
 
     pixels: np.ndarray
     mask: np.ndarray
-    valid: np.ndarray
-    centre: tuple[float, float]
+    origin: str
 
 
-def write_paste(
+Draw = Callable[[Sources, np.ndarray, np.ndarray, np.random.Generator], Drawing | None]
+
+
+def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
+    """A real defect, flipped, turned, scaled, moved in brightness to its new surroundings and blended in.
+
+    None where the drawn place has too little room for it. `image` (H, W, 3) uint8, `part` (H, W) bool its foreground.
+    """
+    source = sources.samples[rng.integers(len(sources.samples))]
+    pasted = paste(image, part, transform(cut_out(source), rng), rng)
+    return pasted and Drawing(*pasted, f"{source.defect}/{source.image.stem}")
+
+
+def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
+    """A rectangle of the image itself put elsewhere, its colours jittered; half of them scars, thin and turned."""
+    height, width = part.shape
+    area = sample_mask(sources.bank, part, rng)[0].sum()
+    scar = rng.random() < 0.5
+    aspect = np.exp(rng.uniform(np.log(4), np.log(16)) if scar else rng.uniform(-np.log(3), np.log(3)))
+    size = np.clip(np.round([np.sqrt(area / aspect), np.sqrt(area * aspect)]), 1, [height, width]).astype(int)
+    top, left = (rng.integers(bound - side + 1) for bound, side in zip((height, width), size, strict=True))
+    patch = image[top : top + size[0], left : left + size[1]].astype(np.float32)
+    patch = (patch - patch.mean()) * rng.uniform(0.9, 1.1) + patch.mean() * rng.uniform(0.9, 1.1)
+    angle = rng.uniform(-45, 45) if scar else 0.0
+    covered = ndimage.rotate(np.ones(size, np.float32), angle, order=1) > 0.5
+    turned = ndimage.rotate(patch, angle, axes=(0, 1), order=1, mode="nearest")
+    allowed = np.flatnonzero(part)
+    row, column = divmod(int(allowed[rng.integers(len(allowed))]), width)
+    canvas, region = image.astype(np.float32), np.zeros_like(part)
+    rows, columns = (np.arange(side) - side // 2 for side in covered.shape)
+    rows, columns = rows + row, columns + column
+    inside_rows, inside_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    target = np.ix_(rows[inside_rows], columns[inside_columns])
+    source = np.ix_(inside_rows, inside_columns)
+    region[target] = covered[source] & part[target]
+    written = region[target]
+    canvas[target] = np.where(written[..., None], turned[source], canvas[target])
+    if not region.any():
+        return None
+    return Drawing(np.rint(np.clip(canvas, 0, 255)).astype(np.uint8), region, "scar" if scar else "patch")
+
+
+def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
+    """A foreign texture under a Perlin mask: `M (β I + (1 − β) A)` inside, β in 0.1 … 0.8 (DRAEM, eq. 1)."""
+    mask, origin = sample_mask(sources.bank, part, rng, source="perlin")
+    texture, _ = random_surface(max(part.shape), rng)
+    texture = texture[: part.shape[0], : part.shape[1]] * 255
+    if np.ptp(image, axis=2).max() == 0:  # on a grey part a coloured texture would be told by its colour alone
+        texture = np.repeat(texture.mean(2, keepdims=True), 3, axis=2)
+    beta = rng.uniform(0.1, 0.8)
+    blended = np.rint(np.clip(beta * image + (1 - beta) * texture, 0, 255)).astype(np.uint8)
+    return Drawing(np.where(mask[..., None], blended, image), mask, origin)
+
+
+BASELINES: dict[str, Draw] = {"paste": draw_paste, "cutpaste": draw_cutpaste, "draem": draw_draem}
+
+
+def write_baseline(
+    method: str,
     train_samples: Sequence[Sample],
     normals: Sequence[Sample],
     output: LabelledSet,
@@ -48,17 +108,18 @@ def write_paste(
     seed: int = 0,
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Fill `output` with normal images that real defects were pasted on, `counts` of each defect.
+    """Fill `output` with normal images that `method` wrote defects into, `counts` of each defect.
 
-    Each image shows one real defect, cut out along its mask, flipped, turned, scaled, moved in brightness to its
-    new surroundings and blended over an inner edge. The label is the region that was written; outside it the pixels
-    are those of the normal image. Images that `output` already has are kept, so the same call after a kill completes
-    the set; image number i of a defect depends on `seed` and i alone.
-    `progress` is called with the defect and the number of its images so far.
-    Raises `ValueError` without normal images, for a defect without samples, and where no part is found to paste on.
+    The label is the region that was written; outside it the pixels are those of the normal image. Images that `output`
+    already has are kept, so the same call after a kill completes the set; image number i of a defect depends on `seed`
+    and i alone. `progress` is called with the defect and the number of its images so far.
+    Raises `ValueError` for an unknown method, without normal images, for a defect without samples, and where no part
+    is found to write on.
     """
+    if method not in BASELINES:
+        raise ValueError(f"baseline {method!r} is not known; choose one of {', '.join(BASELINES)}")
     if not normals:
-        raise ValueError("no normal images to paste defects on: give at least one")
+        raise ValueError("no normal images to write defects on: give at least one")
     by_defect: dict[str, list[Sample]] = {}
     for sample in train_samples:
         by_defect.setdefault(sample.defect, []).append(sample)
@@ -66,146 +127,49 @@ def write_paste(
         counts = dict.fromkeys(by_defect, counts)
     if strangers := sorted(set(counts) - set(by_defect)):
         raise ValueError(
-            f"no real {', '.join(strangers)} to paste: the training side has {', '.join(sorted(by_defect))}"
+            f"no real {', '.join(strangers)} to draw from: the training side has {', '.join(sorted(by_defect))}"
         )
-    for number, defect in enumerate(sorted(by_defect)):
+    for number, (defect, samples) in enumerate(sorted(by_defect.items())):
+        sources = Sources(samples, MaskBank.from_samples(samples).for_defect(defect))
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):
-                rng = np.random.default_rng([seed, number, index])
-                _add_one(by_defect[defect], normals, output, name, seed, rng)
+                _add_one(method, sources, normals, output, name, seed, np.random.default_rng([seed, number, index]))
             if progress is not None:
                 progress(defect, index + 1)
     output.write_metadata()
 
 
 def _add_one(
-    sources: Sequence[Sample],
+    method: str,
+    sources: Sources,
     normals: Sequence[Sample],
     output: LabelledSet,
     name: str,
     seed: int,
     rng: np.random.Generator,
 ) -> None:
+    defect = sources.samples[0].defect
     for _ in range(_ATTEMPTS):
-        source = sources[rng.integers(len(sources))]
         normal = normals[rng.integers(len(normals))]
         image = load_image(normal.image)
-        cutout = transform(cut_out(source), rng)
-        pasted = paste(np.asarray(image), foreground(image), cutout, rng)
-        if pasted is None:
+        before = np.asarray(image)
+        drawing = BASELINES[method](sources, before, foreground(image), rng)
+        if drawing is None:
             continue
-        pixels, mask = pasted
         record = {
             "normal": "/".join(normal.image.parts[-3:]),
-            "mask_origin": f"{source.defect}/{source.image.stem}",
-            "defect": source.defect,
+            "mask_origin": drawing.origin,
+            "defect": defect,
             "prompt": "",
             "seed": seed,
             "critic_score": None,
-            "visibility": float(np.abs(pixels.astype(float) - np.asarray(image))[mask].mean()),
-            "method": "paste",
+            "visibility": float(np.abs(drawing.pixels.astype(float) - before)[drawing.mask].mean()),
+            "method": method,
         }
-        output.add(source.defect, name, Image.fromarray(pixels), mask, record)
+        output.add(defect, name, Image.fromarray(drawing.pixels), drawing.mask, record)
         return
     raise ValueError(
-        f"{normals[0].image.parent}: found no place for a {sources[0].defect} in {_ATTEMPTS} attempts; "
+        f"{normals[0].image.parent}: found no place for a {defect} in {_ATTEMPTS} attempts; "
         "check that the part fills a fair share of these images"
     )
-
-
-def cut_out(sample: Sample) -> Cutout:
-    """The defect of a sample with a ring of its surroundings."""
-    image = load_image(sample.image)
-    mask = np.asarray(load_mask(sample.mask, image.size)) > 0
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = tuple(slice(max(0, line[0] - _RING), line[-1] + _RING + 1) for line in (rows, columns))
-    centre = tuple(
-        float((line[0] + line[-1] + 1) / 2 / length) for line, length in zip((rows, columns), mask.shape, strict=True)
-    )
-    pixels = np.asarray(image, dtype=np.float32)[box]
-    return Cutout(pixels, mask[box], np.ones_like(mask[box]), centre)
-
-
-def transform(cutout: Cutout, rng: np.random.Generator) -> Cutout:
-    """Flip and turn at random; half of the cut-outs by quarter turns, the others by any angle, scaled by 0.7 … 1.4.
-
-    Interpolated pixels are smoother than a camera's, and a segmenter would learn that instead of the defect: so half
-    of them are moved without being touched, and the others are interpolated by cubic splines.
-    """
-    planes = [*np.moveaxis(cutout.pixels, -1, 0), cutout.mask, cutout.valid]
-    for axis in (0, 1):
-        if rng.random() < 0.5:
-            planes = [np.flip(plane, axis) for plane in planes]
-    if rng.random() < 0.5:
-        turns = rng.integers(4)
-        *pixels, mask, valid = (np.rot90(plane, turns) for plane in planes)
-    else:
-        angle, scale = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(*np.log(_SCALE)))
-        *pixels, mask, valid = planes
-        pixels = [_turn(plane, angle, scale, order=3, mode="nearest") for plane in pixels]
-        # Below one half, so that lines of one pixel survive.
-        mask = _turn(mask, angle, scale, order=1, mode="constant") >= 0.4
-        valid = _turn(valid, angle, scale, order=1, mode="constant") > 0.99
-    return Cutout(np.stack(pixels, axis=-1), mask, valid, cutout.centre)
-
-
-def _turn(plane: np.ndarray, angle: float, scale: float, order: int, mode: str) -> np.ndarray:
-    """Rotate and scale a plane (h, w) about its centre into one that holds it whole."""
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    size = np.ceil(scale * np.abs(rotation) @ np.array(plane.shape)).astype(int) + 2
-    inverse = rotation.T / scale
-    offset = (np.array(plane.shape) - 1) / 2 - inverse @ ((size - 1) / 2)
-    return ndimage.affine_transform(
-        plane.astype(np.float32), inverse, offset, output_shape=tuple(size), order=order, mode=mode
-    )
-
-
-def paste(
-    image: np.ndarray, foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Blend `cutout` into `image` uint8 (H, W, 3), on the part only (`foreground` bool (H, W)).
-
-    Returns the new image and the written region bool (H, W), or None where the drawn place has too little room.
-    """
-    target, source = _overlap(_place(foreground, cutout, rng), cutout.mask.shape, foreground.shape)
-    mask = cutout.mask[source] & cutout.valid[source] & foreground[target]
-    if mask.sum() < max(1, (1 - _MAX_LOSS) * cutout.mask.sum()):
-        return None
-    patch = image[target].astype(np.float32)
-    ring = ndimage.binary_dilation(cutout.mask[source], iterations=_RING - 1) & ~cutout.mask[source]
-    ring &= cutout.valid[source] & foreground[target]
-    pixels = cutout.pixels[source]
-    if ring.any():
-        pixels = pixels + patch[ring].mean(0) - pixels[ring].mean(0)
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    weight = np.clip(depth / min(_FEATHER, depth.max()), 0, 1)[..., None]
-    blended = np.rint(np.clip(patch + weight * (pixels - patch), 0, 255)).astype(np.uint8)
-    result, written = image.copy(), np.zeros_like(foreground)
-    result[target][mask] = blended[mask]
-    written[target] = mask
-    return result, written
-
-
-def _place(foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator) -> tuple[int, int]:
-    """Row and column of the cut-out's upper left corner in the image; may lie outside."""
-    if rng.random() < _KEEP_LOCATION:
-        centre = [share * length for share, length in zip(cutout.centre, foreground.shape, strict=True)]
-    else:
-        on_part = np.flatnonzero(foreground)
-        if not on_part.size:
-            raise ValueError("no part was found in the image: its foreground is empty")
-        centre = np.unravel_index(on_part[rng.integers(on_part.size)], foreground.shape)
-    return tuple(int(c - length / 2) for c, length in zip(centre, cutout.mask.shape, strict=True))
-
-
-def _overlap(
-    corner: tuple[int, int], size: tuple[int, int], bounds: tuple[int, int]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a patch of `size` at `corner` lies in an image of `bounds`, as slices of the image and of the patch."""
-    target, source = [], []
-    for start, length, bound in zip(corner, size, bounds, strict=True):
-        low, high = max(0, start), max(0, start, min(bound, start + length))
-        target.append(slice(low, high))
-        source.append(slice(low - start, high - start))
-    return tuple(target), tuple(source)

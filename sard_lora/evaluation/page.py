@@ -15,15 +15,17 @@ from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.report import outline
 
-# Columns of the table: key in report.json, heading, whether more is better.
+# Columns of the table: key in report.json, heading, whether more is better, whether it is shown in percent.
 FIGURES = (
-    ("miou", "mIoU", True),
-    ("iou_defect", "defect IoU", True),
-    ("pixel_acc", "pixel accuracy", True),
-    ("ap", "AP", True),
-    ("auroc", "AUROC", True),
-    ("f1_max", "F1-max", True),
-    ("false_area", "false area on good", False),
+    ("miou", "mIoU", True, True),
+    ("iou_defect", "defect IoU", True, True),
+    ("pixel_acc", "pixel accuracy", True, True),
+    ("ap", "AP", True, True),
+    ("auroc", "AUROC", True, True),
+    ("f1_max", "F1-max", True, True),
+    ("aupro", "AUPRO", True, True),
+    ("false_alarms", "false alarms per good image", False, False),
+    ("false_area", "false area on good", False, True),
 )
 
 _TRUTH = (0, 230, 255)
@@ -37,16 +39,10 @@ def write_page(path: Path, report: Mapping[str, Any], shown: Sequence[Sample], p
     `predictions` maps each method to the folder with its probabilities, 8-bit grey PNGs of the images' sizes, named
     00.png, 01.png … in the order of `shown`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sard_lora"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("evaluation.html").render(
+    page = _render(
+        "evaluation.html",
         report=report,
-        figures=FIGURES,
+        headings=[heading for _, heading, _, _ in FIGURES],
         groups=_table(report["methods"]),
         methods=list(report["methods"]),
         pictures=[_picture(index, sample, predictions) for index, sample in enumerate(shown)],
@@ -54,15 +50,70 @@ def write_page(path: Path, report: Mapping[str, Any], shown: Sequence[Sample], p
     write_text(path, page)
 
 
+def write_benchmark_page(
+    path: Path,
+    report: Mapping[str, Any],
+    shown: Mapping[str, Sequence[Sample]],
+    predictions: Mapping[str, Mapping[str, Path]],
+) -> None:
+    """Write the page of a benchmark's `report` (see `sard_lora.evaluation.benchmark`) to `path`.
+
+    `shown` and `predictions` are as for `write_page`, for each data set.
+    """
+    galleries = {
+        name: [_picture(index, sample, predictions[name]) for index, sample in enumerate(samples)]
+        for name, samples in shown.items()
+    }
+    columns = {name: list(methods) for name, methods in predictions.items()}
+    page = _render(
+        "benchmark.html", report=report, tables=benchmark_tables(report), galleries=galleries, columns=columns
+    )
+    write_text(path, page)
+
+
+def benchmark_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A table for each data set and segmenter; cells are "mean ± deviation", the best mean of a column is marked."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in report["rows"]:
+        groups.setdefault((row["dataset"], row["segmenter"]), []).append(row)
+    tables = []
+    for (dataset, segmenter), rows in groups.items():
+        bests = {}
+        for figure, _, more_is_better, _ in FIGURES:
+            means = [row[figure]["mean"] for row in rows if row[figure]]
+            bests[figure] = (max if more_is_better else min)(means) if len(means) > 1 else None
+        lines = []
+        for row in rows:
+            cells = [{"text": str(row["images"]), "best": False}, {"text": str(row["seeds"]), "best": False}]
+            for figure, _, _, in_percent in FIGURES:
+                value, digits = row[figure], 1 if in_percent else 2
+                text = f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}" if value else "–"
+                cells.append({"text": text, "best": bool(value) and value["mean"] == bests[figure]})
+            lines.append({"method": row["method"], "cells": cells})
+        headings = ["images", "seeds", *(heading for _, heading, _, _ in FIGURES)]
+        tables.append({"title": f"{dataset}, {segmenter}", "headings": headings, "rows": lines})
+    return tables
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sard_lora"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
 def text_table(report: Mapping[str, Any]) -> str:
-    """The mean over the defect types, one line a method, in percent, for the terminal and for Markdown."""
-    columns = [(figure, heading) for figure, heading, _ in FIGURES]
-    lines = ["| trained on | " + " | ".join(heading for _, heading in columns) + " |"]
-    lines.append("|---|" + "---|" * len(columns))
+    """The mean over the defect types, one line a method, for the terminal and for Markdown; fractions in percent."""
+    lines = ["| trained on | " + " | ".join(heading for _, heading, _, _ in FIGURES) + " |"]
+    lines.append("|---|" + "---|" * len(FIGURES))
     for name, result in report["methods"].items():
-        # The false area is no figure of a defect: it stands with all images together.
+        # What is found on normal images is no figure of a defect: it stands with all images together.
         row = result["overall"] | result["mean_of_defects"]
-        values = ["–" if row[figure] is None else f"{100 * row[figure]:.1f}" for figure, _ in columns]
+        values = [_written(row[figure], in_percent) or "–" for figure, _, _, in_percent in FIGURES]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
@@ -81,14 +132,21 @@ def _table(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = []
         for name in methods:
             cells = []
-            for figure, _, more_is_better in FIGURES:
+            for figure, _, more_is_better, in_percent in FIGURES:
                 column = [row[figure] for row in values.values() if row.get(figure) is not None]
                 value = values[name].get(figure)
                 best = column and value == (max(column) if more_is_better else min(column))
-                cells.append({"value": value, "best": bool(best) and len(methods) > 1})
+                cells.append({"text": _written(value, in_percent), "best": bool(best) and len(methods) > 1})
             rows.append({"method": name, "cells": cells})
         groups.append({"title": title, "rows": rows})
     return groups
+
+
+def _written(value: float | None, in_percent: bool) -> str:
+    """A figure as the tables show it; empty where there is none."""
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" if in_percent else f"{value:.2f}"
 
 
 def _picture(index: int, sample: Sample, predictions: Mapping[str, Path]) -> dict[str, Any]:

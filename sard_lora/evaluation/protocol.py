@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sard_lora.atomic import atomic_folder, make_folder, write_text
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
-from sard_lora.evaluation.baselines import write_paste
+from sard_lora.evaluation.baselines import write_baseline
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.evaluation.metrics import ScoreHistogram, summarise
 from sard_lora.evaluation.page import text_table, write_page
@@ -120,8 +120,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "test": test_fingerprint,
         }
         cells[name] = config.output / "methods" / name
-        report["methods"][name] = _finished(cells[name], key) or _run(
-            cells[name], key, name, anomalies, split.normals, tested, shown, config.training
+        report["methods"][name] = finished_cell(cells[name], key) or run_cell(
+            cells[name], key, name, anomalies, split.normals, tested, shown, config.training, keep_segmenter=True
         )
         write_text(config.output / "report.json", json.dumps(report, indent=1))
     write_page(config.output / "index.html", report, shown, {n: cell / "predictions" for n, cell in cells.items()})
@@ -206,22 +206,28 @@ def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sa
         shutil.rmtree(root)
     write_text(made_from, key)
     with tqdm(total=sum(counts.values()), desc="paste", leave=False, mininterval=1) as bar:
-        write_paste(split.train, split.normals, LabelledSet(root), counts, config.seed, lambda *_: bar.update())
+        output = LabelledSet(root)
+        write_baseline("paste", split.train, split.normals, output, counts, config.seed, lambda *_: bar.update())
     return open_category(root).anomalies
 
 
-def _run(
-    cell: Path,
+def run_cell(
+    folder: Path,
     key: dict[str, Any],
-    name: str,
+    title: str,
     anomalies: Sequence[Sample],
     normals: Sequence[Sample],
     tested: Sequence[Sample],
     shown: Sequence[Sample],
     training: SegmenterConfig,
+    keep_segmenter: bool = False,
 ) -> dict[str, Any]:
+    """Train one segmenter, test it, and keep what came of it in `folder`, whole or not at all.
+
+    The folder holds `result.json` with `key` (what the result depends on) and the predictions of the `shown` images.
+    """
     start = time.perf_counter()
-    with tqdm(total=training.steps, desc=f"{name}: train", mininterval=1) as bar:
+    with tqdm(total=training.steps, desc=f"{title}: train", mininterval=1) as bar:
 
         def progress(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -233,8 +239,9 @@ def _run(
         "train_images": len(anomalies),
         "train_seconds": round(train_seconds, 1),
     }
-    with atomic_folder(cell) as temporary:
-        save_segmenter(segmenter, temporary / "segmenter")
+    with atomic_folder(folder) as temporary:
+        if keep_segmenter:
+            save_segmenter(segmenter, temporary / "segmenter")
         predictions = make_folder(temporary / "predictions")
         for index, sample in enumerate(shown):
             probability = predict(segmenter, _tensor(load_image(sample.image))).sigmoid()
@@ -243,9 +250,9 @@ def _run(
     return result
 
 
-def _finished(cell: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of an earlier run with the same data and settings, or None."""
-    path = cell / "result.json"
+def finished_cell(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The result that an earlier `run_cell` kept under the same key, or None."""
+    path = folder / "result.json"
     if not path.is_file():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))

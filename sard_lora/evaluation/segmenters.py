@@ -1,9 +1,10 @@
-"""Segmentation networks that find defects: MONAI's U-Net and transformers' SegFormer behind one interface.
+"""Segmentation networks that find defects: MONAI's U-Net, transformers' SegFormer, BiSeNet V2 behind one interface.
 
 Every segmenter maps images (B, 3, H, W) in [0, 1] of any size to logits (B, 1, H, W); a logit above 0 says "defect".
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from sard_lora.atomic import atomic_folder
+from sard_lora.evaluation.bisenet import BISENETV2_WIDTHS, BiSeNetV2, BiSeNetV2Width
 from sard_lora.precision import mixed_precision
 
-SegmenterName = Literal["unet", "segformer"]
+SegmenterName = Literal["unet", "segformer", "bisenetv2"]
 SegmenterSize = Literal["small", "full"]
 
 UNET_FEATURES = {"small": (16, 32, 64, 128, 128, 16), "full": (32, 64, 128, 256, 512, 32)}
@@ -54,22 +56,46 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        padded = self._padded(images)
+        return self._resized(self.network(self._normalised(padded)), padded, images)
+
+    def training_logits(self, images: Tensor) -> list[Tensor]:
+        """All logits that a loss should see, each (B, 1, H, W): the main ones first, then the auxiliary ones.
+
+        Only BiSeNet V2 has auxiliary ones, and only in training mode; elsewhere this is `[forward(images)]`.
+        Raises `ValueError` for a batch of one image where BiSeNet V2 is in training mode.
+        """
+        padded = self._padded(images)
+        normalised = self._normalised(padded)
+        if self.training and isinstance(self.network, BiSeNetV2):
+            outputs = self.network.training_logits(normalised)
+        else:
+            outputs = [self.network(normalised)]
+        return [self._resized(output, padded, images) for output in outputs]
+
+    def _padded(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         # Two strides at least: a single value in the deepest layer cannot be normalised.
-        padded = [max(2 * self.stride, -(-side // self.stride) * self.stride) for side in (height, width)]
-        images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
-        logits = self.network((images - self.mean) / self.std)
-        logits = getattr(logits, "logits", logits)
-        if logits.shape[-2:] != images.shape[-2:]:
-            logits = F.interpolate(logits.float(), images.shape[-2:], mode="bilinear", align_corners=False)
-        return logits[..., :height, :width]
+        bottom, right = (max(2 * self.stride, -(-side // self.stride) * self.stride) for side in (height, width))
+        return F.pad(images, (0, right - width, 0, bottom - height), mode="replicate")
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    def _resized(self, output: Any, padded: Tensor, images: Tensor) -> Tensor:
+        """The network's output at the resolution of `padded`, cut to the size of `images`: (B, 1, H, W)."""
+        logits = getattr(output, "logits", output)
+        if logits.shape[-2:] != padded.shape[-2:]:
+            logits = F.interpolate(logits.float(), padded.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., : images.shape[-2], : images.shape[-1]]
 
 
 def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrained: str | None = None) -> Segmenter:
     """A new segmenter. Its random weights come from torch's global generator: seed that first.
 
     `pretrained` names an encoder on the Hub (nvidia/mit-b0 … nvidia/mit-b5) or a folder of one, for the full
-    SegFormer; None there means nvidia/mit-b2. The small ones (about 1 M and 3.7 M parameters) start from scratch.
+    SegFormer; None there means nvidia/mit-b2. All others start from scratch; the small ones have about 1 M (U-Net),
+    3.7 M (SegFormer) and 0.9 M (BiSeNet V2) parameters.
     Raises `ValueError` for an unknown name or size and for `pretrained` where there is no such encoder.
     """
     if name not in get_args(SegmenterName):
@@ -83,14 +109,18 @@ def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrain
         )
     if name == "unet":
         segmenter = _build({"name": "unet", "features": list(UNET_FEATURES[size])})
-        last_layer = segmenter.network.final_conv
+        last_layers = [segmenter.network.final_conv]
+    elif name == "bisenetv2":
+        segmenter = _build({"name": "bisenetv2", "width": asdict(BISENETV2_WIDTHS[size])})
+        last_layers = [head.classifier for head in (segmenter.network.head, *segmenter.network.boosters)]
     else:
         if size == "small":
             segmenter = _build({"name": "segformer", "config": _as_json(SegformerConfig(num_labels=1))})
         else:
             segmenter = _pretrained_segformer(pretrained or SEGFORMER_FULL_ENCODER)
-        last_layer = segmenter.network.decode_head.classifier
-    nn.init.constant_(last_layer.bias, INITIAL_LOGIT)
+        last_layers = [segmenter.network.decode_head.classifier]
+    for layer in last_layers:
+        nn.init.constant_(layer.bias, INITIAL_LOGIT)
     return segmenter
 
 
@@ -98,6 +128,8 @@ def _build(settings: dict[str, Any]) -> Segmenter:
     if settings["name"] == "unet":
         network = BasicUNet(2, 3, 1, features=settings["features"], norm="batch")
         return Segmenter(network, 16, settings)
+    if settings["name"] == "bisenetv2":
+        return Segmenter(BiSeNetV2(BiSeNetV2Width(**settings["width"])), 32, settings)
     network = SegformerForSemanticSegmentation(SegformerConfig.from_dict(settings["config"]))
     return Segmenter(network, 32, settings)
 

@@ -1,11 +1,13 @@
-"""The figures, read off a histogram, are those that torchmetrics computes from every single pixel."""
+"""The figures, read off a histogram, are those that torchmetrics or brute force computes from every single pixel."""
 
 import pytest
 import torch
+from skimage.measure import label
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAveragePrecision, BinaryJaccardIndex
 
 from sard_lora.evaluation.metrics import (
     ScoreHistogram,
+    false_alarms,
     false_area,
     overlap_figures,
     ranking_figures,
@@ -54,10 +56,64 @@ def test_f1_max_is_the_f1_at_the_best_threshold():
     assert ranking_figures(_histogram(logits, masks))["f1_max"] == pytest.approx(best, abs=2e-3)
 
 
+def _aupro_of_every_threshold(logits: torch.Tensor, masks: torch.Tensor, limit: float) -> float:
+    """AUPRO with skimage's labels, at every distinct logit (N, H, W) as threshold, one trapezium after the other."""
+    regions = []
+    for image_logits, mask in zip(logits, masks, strict=True):
+        labels = torch.from_numpy(label(mask.numpy(), connectivity=2))
+        regions += [image_logits[labels == number] for number in range(1, int(labels.max()) + 1)]
+    area, before, overlap_before = 0.0, 0.0, 0.0
+    for threshold in logits.unique().flip(0):
+        rate = (logits[~masks] >= threshold).double().mean().item()
+        overlap = sum((region >= threshold).double().mean().item() for region in regions) / len(regions)
+        if rate > limit:
+            at_limit = overlap_before + (overlap - overlap_before) * (limit - before) / (rate - before)
+            return (area + (limit - before) * (overlap_before + at_limit) / 2) / limit
+        area += (rate - before) * (overlap_before + overlap) / 2
+        before, overlap_before = rate, overlap
+    raise AssertionError("the lowest threshold lets everything through")
+
+
+@pytest.mark.parametrize("share", [0.003, 0.02, 0.2])
+@pytest.mark.parametrize("step", [1 / 16, 4.0])
+def test_aupro_is_that_of_every_threshold(share, step):
+    """Rounded logits fall into a bin each, so that both are equal; the coarse ones leave a long way around 0.3."""
+    logits, masks = _scores(4, share)
+    logits = (logits / step).round() * step
+    figure = ranking_figures(_histogram(logits, masks))["aupro"]
+    assert figure == pytest.approx(_aupro_of_every_threshold(logits, masks, 0.3), abs=1e-9)
+    assert 0.3 < figure < 0.99, "neither trivially bad nor trivially good, or the test tells nothing"
+
+
+def test_a_perfect_segmenter_has_an_aupro_of_1():
+    _, masks = _scores(5)
+    figure = ranking_figures(_histogram(8.0 * masks - 4, masks))["aupro"]
+    assert 1 - 1e-12 < figure <= 1
+
+
+def test_a_missed_speck_costs_aupro_as_much_as_a_missed_blotch():
+    mask = torch.zeros(20, 20, dtype=torch.bool)
+    mask[1:11, 1:11] = True
+    mask[15, 15] = True
+    for missed in (mask & (torch.arange(20) < 12), mask & (torch.arange(20) >= 12)):
+        scores = ScoreHistogram()
+        scores.add(torch.where(mask & ~missed, 4.0, torch.where(missed, -9.0, -4.0)), mask)
+        # One region is found at once; the other comes with the last threshold, below all of the background.
+        assert ranking_figures(scores)["aupro"] == pytest.approx(0.5)
+
+
+def test_pixels_that_touch_by_a_corner_are_one_region():
+    scores = ScoreHistogram()
+    diagonal = torch.eye(6, dtype=torch.bool)
+    scores.add(20.0 * diagonal - 10, diagonal)
+    assert (scores.region_count, scores.predicted_regions) == (1, 1)
+    assert scores.regions.sum().item() == pytest.approx(1)
+
+
 def test_probabilities_next_to_zero_are_still_ranked():
     """A sure network puts background at 1e-7 and faint defects at 1e-5: bins over probabilities would lose that."""
     scores = ScoreHistogram()
-    scores.add(torch.tensor([-16.0, -16.1, -11.5]), torch.tensor([False, False, True]))
+    scores.add(torch.tensor([[-16.0, -16.1, -11.5]]), torch.tensor([[False, False, True]]))
     assert ranking_figures(scores)["auroc"] == 1.0
 
 
@@ -67,6 +123,10 @@ def test_images_added_one_by_one_equal_the_sum_of_their_histograms():
     parts = _histogram(logits[:2], masks[:2]) + _histogram(logits[2:], masks[2:])
     assert torch.equal(together.positive, parts.positive)
     assert torch.equal(together.negative, parts.negative)
+    assert torch.allclose(together.regions, parts.regions, rtol=0, atol=1e-9) and together.regions.any()
+    assert together.region_count == parts.region_count == pytest.approx(together.regions.sum().item())
+    assert together.predicted_regions == parts.predicted_regions > 0
+    assert together.images == parts.images == len(logits)
     assert together.positive.sum() + together.negative.sum() == logits.numel()
 
 
@@ -77,12 +137,27 @@ def test_false_area_is_the_share_of_good_pixels_called_defect():
     assert false_area(ScoreHistogram()) is None
 
 
+def test_false_alarms_are_the_regions_called_defect_per_good_image():
+    nothing = torch.zeros(4, 5, dtype=torch.bool)
+    scores = ScoreHistogram()
+    quiet = torch.full((4, 5), -3.0)
+    scores.add(quiet, nothing)
+    scores.add(quiet, nothing)
+    noisy = quiet.clone()
+    noisy[0, 0] = noisy[1, 1] = 3.0  # one region of two pixels
+    noisy[3, 1] = 0.0  # a probability of 0.5
+    noisy[0, 3:] = 1.0
+    scores.add(noisy, nothing)
+    assert false_alarms(scores) == 1.0
+    assert false_alarms(ScoreHistogram()) is None
+
+
 def test_a_defect_counts_the_same_in_the_mean_whatever_its_area():
     large, small = ScoreHistogram(), ScoreHistogram()
-    large.add(torch.full((100,), 4.0), torch.ones(100, dtype=torch.bool))  # found
-    small.add(torch.tensor([-4.0, -5.0]), torch.tensor([True, False]))  # missed
+    large.add(torch.full((10, 10), 4.0), torch.ones(10, 10, dtype=torch.bool))  # found
+    small.add(torch.tensor([[-4.0, -5.0]]), torch.tensor([[True, False]]))  # missed
     normals = ScoreHistogram()
-    normals.add(torch.full((1000,), -6.0), torch.zeros(1000, dtype=torch.bool))
+    normals.add(torch.full((10, 100), -6.0), torch.zeros(10, 100, dtype=torch.bool))
     figures = summarise({"large": large, "small": small}, normals)
 
     assert figures["per_defect"]["large"]["iou_defect"] == 1.0
@@ -90,14 +165,25 @@ def test_a_defect_counts_the_same_in_the_mean_whatever_its_area():
     assert figures["mean_of_defects"]["iou_defect"] == 0.5
     assert figures["overall"]["iou_defect"] == pytest.approx(100 / 101)
     assert figures["overall"]["false_area"] == 0.0
+    assert figures["overall"]["false_alarms"] == 0.0
     assert figures["per_defect"]["large"]["auroc"] == 1.0  # against the normal images
+    for row in (figures["overall"], figures["mean_of_defects"], *figures["per_defect"].values()):
+        assert row["aupro"] == pytest.approx(1.0)  # every defect above all of the background
+
+
+def test_without_normal_images_there_is_nothing_to_say_of_them():
+    logits, masks = _scores(6)
+    overall = summarise({"hole": _histogram(logits, masks)}, ScoreHistogram())["overall"]
+    assert overall["false_area"] is None and overall["false_alarms"] is None
 
 
 def test_scores_that_cannot_be_counted_are_refused():
     scores = ScoreHistogram()
     with pytest.raises(ValueError, match="NaN"):
-        scores.add(torch.tensor([float("nan")]), torch.tensor([True]))
+        scores.add(torch.tensor([[float("nan")]]), torch.tensor([[True]]))
     with pytest.raises(ValueError, match="shape"):
         scores.add(torch.zeros(2, 2), torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"not \(H, W\)"):
+        scores.add(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="only one kind"):
         ranking_figures(scores)

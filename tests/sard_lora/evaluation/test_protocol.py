@@ -9,7 +9,7 @@ from PIL import Image
 from sard_lora.config import parse
 from sard_lora.data import DataError, few_shot_split, open_category
 from sard_lora.evaluation import protocol
-from sard_lora.evaluation.baselines import write_paste
+from sard_lora.evaluation.baselines import write_baseline
 from sard_lora.evaluation.protocol import EvaluateConfig, choose_pictures, evaluate
 from sard_lora.evaluation.segmenters import load_segmenter
 from sard_lora.labelled import LabelledSet
@@ -23,7 +23,7 @@ def synthetic(mvtec, tmp_path):
     """A labelled set as synthesis writes it: 3 holes and 2 scratches."""
     split = few_shot_split(open_category(mvtec))
     output = LabelledSet(tmp_path / "synthetic")
-    write_paste(split.train, split.normals, output, {"hole": 3, "scratch": 2})
+    write_baseline("paste", split.train, split.normals, output, {"hole": 3, "scratch": 2})
     return output.root
 
 
@@ -40,7 +40,7 @@ def test_every_method_gets_figures_overall_and_per_defect(config):
         assert set(result["per_defect"]) == {"hole", "scratch"}
         for figures in (result["overall"], result["mean_of_defects"], *result["per_defect"].values()):
             assert {"miou", "iou_defect", "pixel_acc", "ap", "auroc", "f1_max"} <= set(figures)
-            assert all(0 <= value <= 1 for value in figures.values())
+            assert all(0 <= value <= 1 for name, value in figures.items() if name != "false_alarms")
         assert "false_area" in result["overall"]
     # 7 holes and 6 scratches, 2 of each to train on; the rest and 3 normal images are cut in two.
     assert report["test_images"] == sum(report["test_images_per_defect"].values())

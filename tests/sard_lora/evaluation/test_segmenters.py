@@ -10,7 +10,7 @@ from sard_lora.evaluation import segmenters
 from sard_lora.evaluation.segmenters import build_segmenter, load_segmenter, predict, save_segmenter
 
 
-@pytest.mark.parametrize("name", ["unet", "segformer"])
+@pytest.mark.parametrize("name", ["unet", "segformer", "bisenetv2"])
 @pytest.mark.parametrize("size", [(1, 1), (37, 61), (96, 64)])
 def test_any_size_goes_in_and_comes_out(name, size):
     torch.manual_seed(0)
@@ -37,7 +37,43 @@ def test_the_small_unet_has_about_a_million_parameters():
     assert 0.8e6 < sum(p.numel() for p in build_segmenter("unet").parameters()) < 1.5e6
 
 
-@pytest.mark.parametrize("name", ["unet", "segformer"])
+@pytest.mark.parametrize(("name", "count"), [("unet", 1), ("segformer", 1), ("bisenetv2", 5)])
+def test_only_bisenet_in_training_has_auxiliary_logits_and_all_are_the_inputs_size(name, count):
+    torch.manual_seed(0)
+    segmenter = build_segmenter(name).train()
+    images = torch.rand(2, 3, 70, 101)
+    assert [logits.shape for logits in segmenter.training_logits(images)] == [(2, 1, 70, 101)] * count
+    assert segmenter(images).shape == (2, 1, 70, 101)
+    (logits,) = segmenter.eval().training_logits(images)
+    assert torch.equal(logits, segmenter(images))
+
+
+def test_the_first_training_logits_are_those_of_forward():
+    torch.manual_seed(0)
+    segmenter = build_segmenter("bisenetv2").train()
+    images = torch.rand(2, 3, 70, 101)
+    main, *auxiliary = segmenter.training_logits(images)
+    assert torch.equal(main, segmenter(images))
+    assert all((main - other).abs().max() > 0.1 for other in auxiliary)
+
+
+@pytest.mark.parametrize("name", ["unet", "bisenetv2"])
+def test_before_training_all_logits_call_defects_rare(name):
+    torch.manual_seed(0)
+    for logits in build_segmenter(name).train().training_logits(torch.rand(2, 3, 64, 64)):
+        assert abs(logits.mean() - segmenters.INITIAL_LOGIT) < 1.5
+
+
+@pytest.mark.parametrize("name", ["unet", "segformer", "bisenetv2"])
+def test_eval_gives_the_same_logits_twice(name):
+    torch.manual_seed(0)
+    segmenter = build_segmenter(name).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(segmenter(images), segmenter(images))
+
+
+@pytest.mark.parametrize("name", ["unet", "segformer", "bisenetv2"])
 def test_a_saved_segmenter_predicts_the_same_to_the_bit(name, tmp_path, monkeypatch):
     torch.manual_seed(0)
     segmenter = build_segmenter(name)
@@ -76,9 +112,10 @@ def test_the_full_segformer_starts_from_a_pretrained_encoder(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("unet++",), "segmenter='unet\\+\\+'"),
+        (("unet++",), "segmenter='unet\\+\\+'.*unet, segformer, bisenetv2"),
         (("unet", "huge"), "size='huge'"),
         (("unet", "full", "nvidia/mit-b0"), "nvidia/mit-b0.*SegFormer"),
+        (("bisenetv2", "full", "nvidia/mit-b0"), "nvidia/mit-b0.*SegFormer"),
     ],
 )
 def test_unknown_names_are_refused_by_name(arguments, words):

@@ -1,0 +1,253 @@
+"""`sard-lora benchmark`: methods side by side, from the same few defects to a segmenter's figures on held-back ones.
+
+Every cell (data set, seed, method, segmenter) is kept on disk as soon as it is finished, so a killed benchmark goes on
+where it stopped and ends with the same table. No figure is chosen on anything that is tested.
+"""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from sard_lora import bases
+from sard_lora.atomic import make_folder, write_text
+from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
+from sard_lora.evaluation.methods import SetMaker, parse_method, split_names
+from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
+from sard_lora.evaluation.protocol import choose_pictures, finished_cell, run_cell
+from sard_lora.evaluation.segmenters import SegmenterName, SegmenterSize
+from sard_lora.layouts import Sample
+from sard_lora.train.adapt import AdaptConfig, adapt
+from sard_lora.train.segmenter import SegmenterConfig
+
+METHODS = "real,paste,cutpaste,draem,inpaint,sard,paste+real,sard+real"
+FIGURES = ("miou", "iou_defect", "pixel_acc", "ap", "auroc", "f1_max", "aupro")
+"""Means over the defect types, in percent; `false_alarms` beside them is a count for each normal image."""
+
+
+@dataclass
+class BenchmarkConfig:
+    """What is compared."""
+
+    data: Path
+    """A data set, or a folder of data sets."""
+    output: Path = Path("runs/benchmark")
+    """Where adapters, sets, finished cells and the results go."""
+    base: str = "sard-tiny"
+    """Base model of every diffusion method."""
+    adapt_steps: int = 0
+    """Steps of `sard-lora base adapt` on the normal images first, for every diffusion method alike; 0 leaves it out."""
+    methods: str = METHODS
+    """What to train segmenters on; settings may be changed for ablations, as in sard[guidance_scale=1,critic=false]."""
+    segmenters: str = "unet,segformer"
+    """Segmenters: unet, segformer, bisenetv2."""
+    size: SegmenterSize = "small"
+    """"small" segmenters train on a CPU; "full" ones are for a GPU, SegFormer with a pretrained encoder."""
+    seeds: int = 3
+    """Runs of everything: adapters, sets and segmenters."""
+    count: int = 200
+    """Synthetic images of each set, over all defects together."""
+    shots: int | None = None
+    """Real images a defect; by default a third of the groups."""
+    adapter_steps: int = 500
+    """Optimizer steps of every adapter."""
+    unet_steps: int = 1000
+    """Training steps of the U-Net."""
+    segformer_steps: int = 2000
+    """Training steps of SegFormer."""
+    bisenetv2_steps: int = 1500
+    """Training steps of BiSeNet V2."""
+    split: Literal["dev", "test"] = "test"
+    """Which half of the held-back images: choices are made on dev, final figures on test."""
+    device: str = "auto"
+    """Where segmenters train: "cpu", "cuda", …; "auto" takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in split_names(self.methods):
+            parse_method(name)
+        for name in split_names(self.segmenters):
+            if name not in get_args(SegmenterName):
+                raise ValueError(f"segmenters: {name!r} is not one of {', '.join(get_args(SegmenterName))}")
+        if not split_names(self.methods) or not split_names(self.segmenters):
+            raise ValueError("methods and segmenters have to name at least one each")
+        for name in ("seeds", "count", "adapter_steps", "unet_steps", "segformer_steps", "bisenetv2_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+
+    def training(self, segmenter: str, seed: int) -> SegmenterConfig:
+        """How one segmenter is trained."""
+        steps = getattr(self, f"{segmenter}_steps")
+        return SegmenterConfig(segmenter=segmenter, size=self.size, steps=steps, seed=seed, device=self.device)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One segmenter's training and test: where it is kept, and its figures as `summarise` gives them."""
+
+    dataset: str
+    seed: int
+    method: str
+    segmenter: str
+    folder: Path
+    result: dict[str, Any]
+
+
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Run what is not finished yet; returns what `benchmark.json` holds.
+
+    Everything about the data is checked before the first step.
+    """
+    make_folder(config.output)
+    categories = find_categories(config.data)
+    for category in categories:
+        require_sound(category)
+    cells: list[Cell] = []
+    for cell in _cells(config, categories):
+        cells.append(cell)
+        write_text(config.output / "benchmark.json", json.dumps(_report(config, cells), indent=1) + "\n")
+    report = _report(config, cells)
+    write_text(config.output / "benchmark.md", markdown(report))
+    shown = {category.name: choose_pictures(_tested(category, config)) for category in categories}
+    predictions = {
+        category.name: {
+            cell.method: cell.folder / "predictions"
+            for cell in cells
+            if (cell.dataset, cell.seed, cell.segmenter) == (category.name, 0, cells[0].segmenter)
+        }
+        for category in categories
+    }
+    write_benchmark_page(config.output / "index.html", report, shown, predictions)
+    print(markdown(report))
+    print(f"look at {config.output / 'index.html'}")
+    return report
+
+
+def find_categories(data: Path) -> list[Category]:
+    """The data set in `data`, or all data sets in its folders.
+
+    Raises:
+        ValueError: neither `data` nor any folder in it is a data set.
+    """
+    try:
+        return [open_category(data)]
+    except ValueError as error:
+        found = []
+        for folder in sorted(path for path in data.glob("*") if path.is_dir()):
+            try:
+                found.append(open_category(folder))
+            except ValueError:
+                continue
+        if not found:
+            raise error
+        return found
+
+
+def _tested(category: Category, config: BenchmarkConfig) -> tuple[Sample, ...]:
+    split = few_shot_split(category, config.shots)
+    return split.test if config.split == "test" else split.dev
+
+
+def _cells(config: BenchmarkConfig, categories: Sequence[Category]) -> Iterator[Cell]:
+    """Seed by seed, so that a benchmark that was cut short has all methods with fewer seeds."""
+    for seed in range(config.seeds):
+        for category in categories:
+            yield from _category_cells(config, category, seed)
+
+
+def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> Iterator[Cell]:
+    split, tested = few_shot_split(category, config.shots), _tested(category, config)
+    shown = choose_pictures(tested)
+    work = config.output / category.name
+    sets = None
+    shared = {
+        "base": bases.describe(config.base).revision,
+        "train": fingerprint([*split.train, *split.normals]),
+        "test": fingerprint(tested),
+        **{name: getattr(config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
+    }
+    for method in split_names(config.methods):
+        for segmenter in split_names(config.segmenters):
+            training = config.training(segmenter, seed)
+            folder = work / "cells" / f"seed{seed}" / method / segmenter
+            key = {"method": method, "training": asdict(training), **shared}
+            result = finished_cell(folder, key)
+            if result is None:
+                sets = sets or _sets(config, category, split, work, seed)
+                anomalies = [sample for part in parse_method(method) for sample in sets.samples(part)]
+                title = f"{category.name}, seed {seed}, {method}, {segmenter}"
+                result = run_cell(folder, key, title, anomalies, split.normals, tested, shown, training)
+            yield Cell(category.name, seed, method, segmenter, folder, result)
+
+
+def _sets(config: BenchmarkConfig, category: Category, split: Split, work: Path, seed: int) -> SetMaker:
+    base = config.base
+    if config.adapt_steps:
+        folder = work / "base"
+        if not folder.exists():
+            adapt(AdaptConfig(category.root, folder, base=base, steps=config.adapt_steps, resume=True))
+        base = str(folder)
+    return SetMaker(
+        category, work / f"seed{seed}", base, seed, config.count, config.shots, {"steps": config.adapter_steps}, {}
+    )
+
+
+def _report(config: BenchmarkConfig, cells: Sequence[Cell]) -> dict[str, Any]:
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.dataset, cell.segmenter, cell.method), []).append(cell)
+    rows = []
+    for (dataset, segmenter, method), group in sorted(groups.items(), key=lambda item: item[0][:2]):
+        row = {
+            "dataset": dataset,
+            "base": config.base,
+            "method": method,
+            "segmenter": segmenter,
+            "seeds": len(group),
+            "images": group[0].result["train_images"],
+        }
+        for figure in FIGURES:
+            row[figure] = _spread([cell.result["mean_of_defects"][figure] for cell in group], 100)
+        overall = [cell.result["overall"] for cell in group]
+        row["false_alarms"] = _spread([figures["false_alarms"] for figures in overall])
+        row["false_area"] = _spread([figures["false_area"] for figures in overall], 100)
+        row["per_defect"] = {
+            defect: {f: _spread([cell.result["per_defect"][defect][f] for cell in group], 100) for f in FIGURES}
+            for defect in group[0].result["per_defect"]
+        }
+        rows.append(row)
+    return {
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()},
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "versions": {name: version(name) for name in ("sard-lora", "torch", "diffusers", "transformers", "monai")},
+        "rows": rows,
+    }
+
+
+def _spread(values: Sequence[float | None], scale: float = 1) -> dict[str, float] | None:
+    """Mean and standard deviation over the seeds; None where a figure does not exist (no normal images)."""
+    if any(value is None for value in values):
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(scale * statistics.fmean(values), 3), "std": round(scale * deviation, 3)}
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables in Markdown: percentages, but for the false alarms, mean ± deviation over the seeds."""
+    lines = []
+    for table in benchmark_tables(report):
+        heads = table["headings"]
+        lines += [f"**{table['title']}, {report['settings']['split']} side**", ""]
+        lines += ["| trained on | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+        for row in table["rows"]:
+            texts = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
+            lines.append(f"| {row['method']} | " + " | ".join(texts) + " |")
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""What a segmenter can be trained on: methods by name, and the data sets they make.
+
+real                                  the few real defects
+paste, cutpaste, draem                training sets that need no generator (`sard_lora.evaluation.baselines`)
+inpaint                               the same LoRA as plain inpainting: no RCD, no critic, decoded pixels written
+sard                                  sard-lora as it comes
+sard[guidance_scale=1,critic=false]   any setting of training or synthesis changed, for ablations
+sard+real                             both sets together
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sard_lora.data import Category, Split, few_shot_split, open_category
+from sard_lora.evaluation.baselines import BASELINES, write_baseline
+from sard_lora.evaluation.leaks import refuse_leaks
+from sard_lora.labelled import LabelledSet
+from sard_lora.layouts import Sample
+from sard_lora.synthesis import SynthesizeConfig, synthesize
+from sard_lora.train.adapter import train_adapter
+from sard_lora.train.joint import AdapterTrainConfig
+
+PARTS = ("real", *BASELINES, "inpaint", "sard")
+INPAINT: dict[str, Any] = {
+    "background": "off",
+    "critic": False,
+    "composite": "pixels",
+    "candidates": 1,
+    "min_visibility": 0.0,
+}
+"""What makes `sard` the plain inpainting LoRA of diffusers' pipelines, on the same windows and under the same masks."""
+
+# What every part shares, or what the benchmark itself decides.
+_FIXED = {"data", "output", "category", "base", "revision", "adapter", "seed", "resume", "overwrite", "per_defect"}
+_TRAINING = {item.name for item in fields(AdapterTrainConfig)} - _FIXED - {"guidance_scale"}
+_SYNTHESIS = {item.name for item in fields(SynthesizeConfig)} - _FIXED - {"background", "copy_normals", "device"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One data set of a method: its kind, one of `PARTS`, and the settings that differ from the defaults."""
+
+    kind: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def settings(self, names: set[str]) -> dict[str, Any]:
+        """Those of the part's settings that are among `names`."""
+        chosen = (INPAINT if self.kind == "inpaint" else {}) | dict(self.options)
+        return {name: value for name, value in chosen.items() if name in names}
+
+
+def split_names(text: str) -> list[str]:
+    """Method names of a list such as `real,sard[steps=100,critic=false]+real`; commas in brackets do not count."""
+    return list(dict.fromkeys(name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip()))
+
+
+def parse_method(name: str) -> tuple[Part, ...]:
+    """The parts of a method.
+
+    Raises:
+        ValueError: an unknown kind or setting, or the same part twice; the message names it.
+    """
+    parts = []
+    for text in re.split(r"\+(?![^\[]*\])", name):
+        found = re.fullmatch(r"(\w+)(?:\[(.*)\])?", text.strip())
+        if not found or found[1] not in PARTS:
+            raise ValueError(f"method {name!r}: {text!r} is not one of {', '.join(PARTS)} or a sum such as sard+real")
+        kind, options = found[1], {}
+        known = {"real": {"shots"}, "sard": _TRAINING | _SYNTHESIS, "inpaint": _TRAINING | _SYNTHESIS}
+        for pair in (found[2] or "").split(",") if found[2] else ():
+            key, _, value = (item.strip() for item in pair.partition("="))
+            if key not in known.get(kind, {"count", "shots"}) or not value:
+                raise ValueError(f"method {name!r}: {kind} has no setting {pair!r}; write name=value")
+            options[key] = yaml.safe_load(value)
+        parts.append(Part(kind, tuple(sorted(options.items()))))
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"method {name!r}: names a part twice")
+    return tuple(parts)
+
+
+@dataclass(frozen=True)
+class SetMaker:
+    """Makes the data sets of one category and seed below `folder`; what is there already is kept.
+
+    `training` and `synthesis` are settings that all adapters and all generated sets share.
+    """
+
+    category: Category
+    folder: Path
+    base: str
+    seed: int
+    count: int
+    shots: int | None
+    training: Mapping[str, Any]
+    synthesis: Mapping[str, Any]
+
+    def samples(self, part: Part) -> tuple[Sample, ...]:
+        """The labelled samples of a part, made now unless they are there; nothing of the held-back side is in them."""
+        split = few_shot_split(self.category, dict(part.options).get("shots", self.shots))
+        if part.kind == "real":
+            return split.train
+        made = self._drawn(part, split) if part.kind in BASELINES else self._generated(part)
+        samples = open_category(made).anomalies
+        refuse_leaks(samples, self.category, split)
+        return samples
+
+    def _drawn(self, part: Part, split: Split) -> Path:
+        defects = sorted({sample.defect for sample in split.train})
+        count = part.settings({"count"}).get("count", self.count)
+        counts = Counter(defects[number % len(defects)] for number in range(count))
+        folder = self.folder / "sets" / _name(part.kind, dict(part.options) | {"seed": self.seed, "count": count})
+        write_baseline(part.kind, split.train, split.normals, LabelledSet(folder), counts, self.seed)
+        return folder
+
+    def _generated(self, part: Part) -> Path:
+        training = {"shots": self.shots, **self.training, **part.settings(_TRAINING)}
+        synthesis = {"count": self.count, **self.synthesis, **part.settings(_SYNTHESIS)}
+        key = {"training": training, "base": self.base, "seed": self.seed}
+        adapter = self.folder / "adapters" / _name(part.kind, key)
+        train_adapter(
+            AdapterTrainConfig(
+                data=self.category.root, output=adapter, base=self.base, seed=self.seed, resume=True, **training
+            )
+        )
+        folder = self.folder / "sets" / _name(part.kind, key | {"synthesis": synthesis})
+        synthesize(
+            SynthesizeConfig(
+                adapter=adapter,
+                data=self.category.root,
+                output=folder,
+                seed=self.seed,
+                copy_normals=False,
+                **synthesis,
+            )
+        )
+        return folder
+
+
+def _name(kind: str, settings: Mapping[str, Any]) -> str:
+    """A folder name that is the same for the same settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

@@ -1,0 +1,72 @@
+"""The benchmark: one row a method and segmenter, killed and started again ends with the same table."""
+
+import json
+
+import pytest
+
+from sard_lora.evaluation import benchmark as module
+from sard_lora.evaluation.benchmark import BenchmarkConfig, benchmark, find_categories
+from sard_lora.surfaces import write_category
+
+
+@pytest.fixture
+def small(monkeypatch, mvtec, tiny_base, tmp_path) -> BenchmarkConfig:
+    """Two methods, two seeds, steps by the handful."""
+    monkeypatch.setattr(
+        BenchmarkConfig,
+        "training",
+        lambda self, segmenter, seed: module.SegmenterConfig(segmenter, steps=2, batch_size=2, crop=32, seed=seed),
+    )
+    return BenchmarkConfig(
+        mvtec, tmp_path / "out", base=str(tiny_base), methods="real,paste+real", segmenters="unet", seeds=2, count=3
+    )
+
+
+def test_rows_hold_percentages_over_the_seeds(small):
+    report = benchmark(small)
+    assert [(row["method"], row["segmenter"], row["seeds"]) for row in report["rows"]] == [
+        ("real", "unet", 2),
+        ("paste+real", "unet", 2),
+    ]
+    for row in report["rows"]:
+        assert {"dataset", "base", "images", "miou", "ap", "aupro", "false_alarms"} <= set(row)
+        assert 0 <= row["miou"]["mean"] <= 100 and row["miou"]["std"] >= 0
+    assert json.loads((small.output / "benchmark.json").read_text())["rows"] == report["rows"]
+    assert "| paste+real |" in (small.output / "benchmark.md").read_text()
+    page = (small.output / "index.html").read_text()
+    assert "paste+real" in page and "data:image/jpeg" in page
+
+
+def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, tmp_path):
+    whole = benchmark(small)
+    killed = BenchmarkConfig(**{**vars(small), "output": tmp_path / "killed"})
+    run, calls = module.run_cell, []
+
+    def dies(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments, **settings)
+
+    monkeypatch.setattr(module, "run_cell", dies)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(killed)
+    monkeypatch.setattr(module, "run_cell", run)
+    assert benchmark(killed)["rows"] == whole["rows"]
+    monkeypatch.setattr(module, "run_cell", None)  # everything is there: nothing is trained again
+    assert benchmark(killed)["rows"] == whole["rows"]
+
+
+def test_a_folder_of_data_sets_is_taken_whole(tmp_path):
+    for product in ("leather", "washer"):
+        write_category(product, tmp_path / "data" / product, normals=2, anomalies_per_defect=3, seed=0, size=48)
+    assert [category.name for category in find_categories(tmp_path / "data")] == ["leather", "washer"]
+    assert [category.name for category in find_categories(tmp_path / "data/washer")] == ["washer"]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_categories(tmp_path / "nowhere")
+
+
+def test_bad_settings_are_named(mvtec):
+    for wrong in ({"methods": "gan"}, {"segmenters": "vit"}, {"seeds": 0}, {"methods": ""}):
+        with pytest.raises(ValueError, match=next(iter(wrong))[:6]):
+            BenchmarkConfig(mvtec, **wrong)

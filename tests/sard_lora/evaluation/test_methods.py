@@ -1,0 +1,57 @@
+"""Methods by name: what they change, what they refuse, and the sets they make from the training side alone."""
+
+import pytest
+
+from sard_lora.data import few_shot_split, open_category
+from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
+from sard_lora.labelled import LabelledSet
+
+TRAINING = {"steps": 1, "batch_size": 2, "min_side": 16, "rank": 4, "critic_channels": 8, "cpu": True}
+SYNTHESIS = {"num_inference_steps": 2, "min_visibility": 0.0, "device": "cpu"}
+
+
+@pytest.fixture
+def maker(mvtec, tiny_base, tmp_path) -> SetMaker:
+    return SetMaker(open_category(mvtec), tmp_path / "work", str(tiny_base), 0, 4, None, TRAINING, SYNTHESIS)
+
+
+def test_commas_and_sums_inside_brackets_belong_to_the_method():
+    names = split_names("real, sard[critic=false,guidance_scale=1]+real,paste,real")
+    assert names == ["real", "sard[critic=false,guidance_scale=1]+real", "paste"]
+    assert parse_method(names[1]) == (Part("sard", (("critic", False), ("guidance_scale", 1))), Part("real"))
+
+
+@pytest.mark.parametrize("name", ["gan", "sard+", "sard+sard", "sard[colour=3]", "paste[critic=false]", "sard[seed=1]"])
+def test_unknown_methods_and_settings_are_named(name):
+    with pytest.raises(ValueError, match="method"):
+        parse_method(name)
+
+
+def test_ablations_of_synthesis_share_their_adapter(maker):
+    for name in ("sard", "sard[composite=pixels]", "sard[guidance_scale=1]"):
+        assert len(maker.samples(*parse_method(name))) == 4
+    assert len(list((maker.folder / "adapters").glob("sard-*[!g]"))) >= 1
+    assert len([p for p in (maker.folder / "adapters").iterdir() if (p / "sard_config.json").is_file()]) == 1
+    assert len(list((maker.folder / "sets").iterdir())) == 3
+    maker.samples(*parse_method("sard[critic=false]"))
+    assert len([p for p in (maker.folder / "adapters").iterdir() if (p / "sard_config.json").is_file()]) == 2
+
+
+def test_inpaint_has_no_critic_and_writes_decoded_pixels(maker):
+    samples = maker.samples(Part("inpaint"))
+    (adapter,) = [p for p in (maker.folder / "adapters").iterdir() if (p / "sard_config.json").is_file()]
+    assert not (adapter / "critic.safetensors").exists()
+    assert '"background": "off"' in (adapter / "sard_config.json").read_text()
+    (root,) = {sample.image.parents[2] for sample in samples}
+    assert '"composite": "pixels"' in (root / "synthesis.json").read_text()
+
+
+def test_sets_have_equal_numbers_of_every_defect_and_no_held_back_image(maker):
+    split = few_shot_split(maker.category)
+    assert maker.samples(Part("real")) == split.train
+    assert maker.samples(Part("real", (("shots", 1),))) == few_shot_split(maker.category, 1).train
+    for kind in ("paste", "cutpaste", "draem", "sard"):
+        samples = maker.samples(Part(kind))
+        assert sorted(sample.defect for sample in samples) == ["hole", "hole", "scratch", "scratch"]
+        records = list(LabelledSet(samples[0].image.parents[2]).records())
+        assert {record["normal"] for record in records} <= {f"train/good/{s.image.name}" for s in split.normals}
