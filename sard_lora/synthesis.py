@@ -64,6 +64,9 @@ class SynthesizeConfig:
     """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected."""
     max_attempts: int = 6
     """Masks tried for one image before it is given up."""
+    fills: bool = False
+    """Fill the masks with the product as it should be (the no-defect prompt), in place of a defect: to see whether a
+    segmenter can tell what was written from what was not, and to teach it that this is no defect."""
     masks: str = "real"
     """Where masks come from: real (the few-shot ones, transformed), perlin, stroke or mixed."""
     background: str | None = None
@@ -175,8 +178,10 @@ class Synthesizer:
         chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
         settings = own.sampling.arguments(own.base.resolution)
         settings |= {name: value for name, value in chosen.items() if value}
+        if config.fills:
+            settings["guidance_scale"] = 1.0  # nothing to amplify: both prompts would be the same
         return self.pipe(
-            [self.adapter.prompt(draw.job.defect) for draw in draws for _ in range(k)],
+            [self.adapter.prompt(GOOD if config.fills else draw.job.defect) for draw in draws for _ in range(k)],
             image=[draw.image for draw in draws for _ in range(k)],
             mask_image=[Image.fromarray(draw.mask) for draw in draws for _ in range(k)],
             negative_prompt=self.adapter.prompt(GOOD),
@@ -278,7 +283,7 @@ def _make_batch(
         draws = [synthesizer.draw(job, attempt, normals) for job in waiting]
         for draw, candidates in zip(draws, synthesizer.generate(draws), strict=True):
             job = draw.job
-            visible = [candidate for candidate in candidates if candidate.visibility >= config.min_visibility]
+            visible = [c for c in candidates if config.fills or c.visibility >= config.min_visibility]
             job.rejected += len(candidates) - len(visible)
             if not visible:
                 continue
@@ -299,12 +304,12 @@ def _write(synthesizer: Synthesizer, draw: _Draw, candidate: Candidate, labelled
         "mask_origin": draw.mask_origin,
         "mask_sha256": _digest(draw.mask),
         "defect": job.defect,
-        "prompt": synthesizer.adapter.prompt(job.defect),
+        "prompt": synthesizer.adapter.prompt(GOOD if config.fills else job.defect),
         "seed": candidate.seed,
         "critic_score": candidate.score,
         "visibility": candidate.visibility,
         "rejected": job.rejected,
-        "method": "sard",
+        "method": "fill" if config.fills else "sard",
     }
     labelled.add(job.defect, job.name, candidate.image.convert("L") if grey else candidate.image, draw.mask, record)
 

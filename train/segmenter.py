@@ -52,6 +52,8 @@ class SegmenterConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.segmenter == "bisenetv2" and self.batch_size < 2:
+            raise ValueError("batch_size=1: BiSeNet V2 normalises one value an image, over at least 2 images")
         if self.crop < 32:
             raise ValueError(f"crop={self.crop}: must be at least 32 pixels")
         if not 0 < self.anomaly_share <= 1:
@@ -73,14 +75,17 @@ def train_segmenter(
     normals: Sequence[Sample],
     config: SegmenterConfig,
     progress: Callable[[int, float], None] | None = None,
+    decoys: Sequence[Sample] = (),
 ) -> Segmenter:
     """A segmenter trained for `config.steps` steps, in eval mode, on the CPU or GPU that it was trained on.
 
-    `anomalies` have masks; defect types are drawn evenly, then an image of the type. `progress` is called with the
-    step (from 1) and its loss. The same samples, config and thread count give the same weights.
+    `anomalies` have masks; defect types are drawn evenly, then an image of the type. `decoys` are normal images that
+    were written into where their mask is, with nothing that is a defect: half of the normal crops show one, labelled
+    normal, so that the writing itself is no sign of a defect. `progress` is called with the step (from 1) and its
+    loss. The same samples, config and thread count give the same weights.
     Raises `ValueError` without anomalies, without normals where a share of them is asked for, and for a loss of NaN.
     """
-    crops = CropSource(anomalies, normals, config)
+    crops = CropSource(anomalies, normals, config, decoys)
     device = torch.device(config.device if config.device != "auto" else _best_device())
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -123,7 +128,13 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 class CropSource:
     """Random augmented crops of samples; images are decoded when they are first drawn and kept as uint8."""
 
-    def __init__(self, anomalies: Sequence[Sample], normals: Sequence[Sample], config: SegmenterConfig):
+    def __init__(
+        self,
+        anomalies: Sequence[Sample],
+        normals: Sequence[Sample],
+        config: SegmenterConfig,
+        decoys: Sequence[Sample] = (),
+    ):
         self.batch_size, self.crop, self.seed = config.batch_size, config.crop, config.seed
         self.anomaly_count = max(1, round(config.batch_size * config.anomaly_share))
         if not anomalies:
@@ -132,7 +143,7 @@ class CropSource:
             raise ValueError("no normal images to train the segmenter on: give some, or set anomaly_share=1")
         defects = sorted({sample.defect for sample in anomalies})
         self.by_defect = [[sample for sample in anomalies if sample.defect == defect] for defect in defects]
-        self.normals = list(normals)
+        self.normals, self.decoys = list(normals), list(decoys)
         self._decoded: dict[Sample, tuple[np.ndarray, np.ndarray]] = {}
         self._bytes = 0
 
@@ -144,12 +155,14 @@ class CropSource:
         rng = np.random.default_rng([self.seed, step])
         images, masks = [], []
         for index in range(self.batch_size):
-            pool = self.normals
-            if index < self.anomaly_count:
+            is_anomaly = index < self.anomaly_count
+            if is_anomaly:
                 pool = self.by_defect[rng.integers(len(self.by_defect))]
+            else:
+                pool = self.decoys if self.decoys and rng.random() < 0.5 else self.normals
             image, mask = self._load(pool[rng.integers(len(pool))])
             image, mask = _random_crop(image, mask, self.crop, rng)
-            image, mask = _random_flip(image, mask, rng)
+            image, mask = _random_flip(image, mask & is_anomaly, rng)
             images.append(torch.from_numpy(_camera(_jitter(image, rng), rng)).permute(2, 0, 1))
             masks.append(torch.from_numpy(mask.astype(np.float32)).unsqueeze(0))
         return torch.stack(images), torch.stack(masks)

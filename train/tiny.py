@@ -187,23 +187,23 @@ text encoder (0.7 M parameters), AutoencoderKL (f8, 4 latent channels, 3.4 M) an
 
 **Trained on** nothing but pictures drawn by `sard_lora/textures.py` and `sard_lora/defects.py` from a seed: noise,
 metal, cloth, leather, wood, tiles, print, granulate, crystals, dead leaves and objects on backgrounds, half of the
-windows with a defect (scratch, crack, pit, stain, hole, chip, fibre, dent, scuff, contamination, smear). No photograph
-was used, so no photograph's licence binds it.
+windows with a defect (scratch, crack, pit, stain, hole, chip, missing piece, fibre, dent, scuff, contamination,
+smear). No photograph was used, so no photograph's licence binds it.
 
 **How long**: autoencoder {vae.steps} steps of 8 crops, {vae.minutes:.0f} minutes; UNet and text encoder {unet.steps}
 steps of 16 windows, {unet.minutes:.0f} minutes; {machine}, shared with other work. Made by
-`python -m sard_lora.train.base`; averaged (EMA) weights, velocity prediction, 10 % of the captions dropped.
+`python -m sard_lora.train.base` in several runs, each started from the last one's weights; averaged (EMA) weights,
+velocity prediction, 10 % of the captions dropped.
 
 **Prompts** it knows: "a photo of a PRODUCT with a DEFECT defect", "a PRODUCT with a DEFECT", "a photo of a PRODUCT
 without a defect". Other words are spelt in bytes and mean nothing to it until an adapter is trained. Prompts are cut
 at 32 tokens.
 
-**What it cannot do**: colour. The autoencoder keeps brightness and hardly any hue, so what it paints is nearly grey;
-written as a change onto the normal image, as sard-lora does, the part keeps its own colour, but a defect of another
-colour comes out as lighter or darker. Photographs of scenes, people, text: nothing but filling a hole in a surface or
-a part. Fine sensor grain does not survive the autoencoder. Large holes come out smoother than their surroundings,
-regular patterns (weave, print) may lose step inside a hole, and unknown materials are continued only roughly: train
-an adapter on your own parts, or use a large base. 20 DDIM steps do.
+**What it cannot do**: photographs of scenes, people, text; it fills holes in surfaces and parts and nothing else. Fine
+sensor grain does not survive the autoencoder, and faint tints come out fainter. Large holes come out smoother than
+their surroundings, regular patterns (weave, print) may lose step inside a hole, and unknown materials are continued
+only roughly: continue it on your own normal images (`sard-lora base adapt`), train an adapter, or use a large base.
+20 DDIM steps do.
 
 Licence: Apache-2.0, as the rest of sard-lora.
 """

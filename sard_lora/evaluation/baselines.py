@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sard_lora.evaluation.paste import cut_out, paste, transform
-from sard_lora.images import load_image
+from sard_lora.images import load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask
@@ -28,10 +28,21 @@ _ATTEMPTS = 50
 
 @dataclass(frozen=True)
 class Sources:
-    """The few real images of one defect, and their masks."""
+    """What the defects of one kind are made of.
+
+    samples: the few real images of the defect; bank: their masks; normals: the normal images. With `fills` the same is
+    done with pieces of normal images only, under the same masks: nothing is a defect, and only the writing is left.
+    """
 
     samples: Sequence[Sample]
     bank: Sequence[BankMask]
+    normals: Sequence[Sample]
+    fills: bool = False
+
+    def normal_piece(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
+        """A normal image (H, W, 3) uint8, a mask (H, W) bool from the bank on its part, and the mask's origin."""
+        image = load_image(self.normals[rng.integers(len(self.normals))].image)
+        return np.asarray(image), *sample_mask(self.bank, foreground(image), rng)
 
 
 class Drawing(NamedTuple):
@@ -50,13 +61,21 @@ def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
 
     None where the drawn place has too little room for it. `image` (H, W, 3) uint8, `part` (H, W) bool its foreground.
     """
-    source = sources.samples[rng.integers(len(sources.samples))]
-    pasted = paste(image, part, transform(cut_out(source), rng), rng)
-    return pasted and Drawing(*pasted, f"{source.defect}/{source.image.stem}")
+    if sources.fills:
+        source, mask, origin = sources.normal_piece(rng)
+    else:
+        sample = sources.samples[rng.integers(len(sources.samples))]
+        real, origin = load_image(sample.image), f"{sample.defect}/{sample.image.stem}"
+        source, mask = np.asarray(real), np.asarray(load_mask(sample.mask, real.size)) > 0
+    pasted = paste(image, part, transform(cut_out(source, mask), rng), rng)
+    return pasted and Drawing(*pasted, origin)
 
 
 def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
-    """A rectangle of the image itself put elsewhere, its colours jittered; half of them scars, thin and turned."""
+    """A rectangle of the image itself put elsewhere, its colours jittered; half of them scars, thin and turned.
+
+    As a fill, without the jitter.
+    """
     height, width = part.shape
     area = sample_mask(sources.bank, part, rng)[0].sum()
     scar = rng.random() < 0.5
@@ -64,7 +83,8 @@ def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np
     size = np.clip(np.round([np.sqrt(area / aspect), np.sqrt(area * aspect)]), 1, [height, width]).astype(int)
     top, left = (rng.integers(bound - side + 1) for bound, side in zip((height, width), size, strict=True))
     patch = image[top : top + size[0], left : left + size[1]].astype(np.float32)
-    patch = (patch - patch.mean()) * rng.uniform(0.9, 1.1) + patch.mean() * rng.uniform(0.9, 1.1)
+    if not sources.fills:
+        patch = (patch - patch.mean()) * rng.uniform(0.9, 1.1) + patch.mean() * rng.uniform(0.9, 1.1)
     angle = rng.uniform(-45, 45) if scar else 0.0
     covered = ndimage.rotate(np.ones(size, np.float32), angle, order=1) > 0.5
     turned = ndimage.rotate(patch, angle, axes=(0, 1), order=1, mode="nearest")
@@ -85,10 +105,17 @@ def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np
 
 
 def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
-    """A foreign texture under a Perlin mask: `M (β I + (1 − β) A)` inside, β in 0.1 … 0.8 (DRAEM, eq. 1)."""
+    """A foreign texture under a Perlin mask: `M (β I + (1 − β) A)` inside, β in 0.1 … 0.8 (DRAEM, eq. 1).
+
+    As a fill, another normal image in place of the texture.
+    """
     mask, origin = sample_mask(sources.bank, part, rng, source="perlin")
-    texture, _ = random_surface(max(part.shape), rng)
-    texture = texture[: part.shape[0], : part.shape[1]] * 255
+    if sources.fills:
+        other = load_image(sources.normals[rng.integers(len(sources.normals))].image)
+        texture = np.asarray(other.resize(part.shape[::-1]), np.float32)
+    else:
+        texture, _ = random_surface(max(part.shape), rng)
+        texture = texture[: part.shape[0], : part.shape[1]] * 255
     if np.ptp(image, axis=2).max() == 0:  # on a grey part a coloured texture would be told by its colour alone
         texture = np.repeat(texture.mean(2, keepdims=True), 3, axis=2)
     beta = rng.uniform(0.1, 0.8)
@@ -107,8 +134,11 @@ def write_baseline(
     counts: int | Mapping[str, int],
     seed: int = 0,
     progress: Callable[[str, int], None] | None = None,
+    fills: bool = False,
 ) -> None:
     """Fill `output` with normal images that `method` wrote defects into, `counts` of each defect.
+
+    With `fills` it writes pieces of normal images in their place (see `Sources`).
 
     The label is the region that was written; outside it the pixels are those of the normal image. Images that `output`
     already has are kept, so the same call after a kill completes the set; image number i of a defect depends on `seed`
@@ -130,11 +160,11 @@ def write_baseline(
             f"no real {', '.join(strangers)} to draw from: the training side has {', '.join(sorted(by_defect))}"
         )
     for number, (defect, samples) in enumerate(sorted(by_defect.items())):
-        sources = Sources(samples, MaskBank.from_samples(samples).for_defect(defect))
+        sources = Sources(samples, MaskBank.from_samples(samples).for_defect(defect), normals, fills)
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):
-                _add_one(method, sources, normals, output, name, seed, np.random.default_rng([seed, number, index]))
+                _add_one(method, sources, output, name, seed, np.random.default_rng([seed, number, index]))
             if progress is not None:
                 progress(defect, index + 1)
     output.write_metadata()
@@ -143,7 +173,6 @@ def write_baseline(
 def _add_one(
     method: str,
     sources: Sources,
-    normals: Sequence[Sample],
     output: LabelledSet,
     name: str,
     seed: int,
@@ -151,7 +180,7 @@ def _add_one(
 ) -> None:
     defect = sources.samples[0].defect
     for _ in range(_ATTEMPTS):
-        normal = normals[rng.integers(len(normals))]
+        normal = sources.normals[rng.integers(len(sources.normals))]
         image = load_image(normal.image)
         before = np.asarray(image)
         drawing = BASELINES[method](sources, before, foreground(image), rng)
@@ -165,11 +194,11 @@ def _add_one(
             "seed": seed,
             "critic_score": None,
             "visibility": float(np.abs(drawing.pixels.astype(float) - before)[drawing.mask].mean()),
-            "method": method,
+            "method": f"{method} fill" if sources.fills else method,
         }
         output.add(defect, name, Image.fromarray(drawing.pixels), drawing.mask, record)
         return
     raise ValueError(
-        f"{normals[0].image.parent}: found no place for a {defect} in {_ATTEMPTS} attempts; "
+        f"{sources.normals[0].image.parent}: found no place for a {defect} in {_ATTEMPTS} attempts; "
         "check that the part fills a fair share of these images"
     )

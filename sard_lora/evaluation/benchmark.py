@@ -180,9 +180,11 @@ def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> I
             result = finished_cell(folder, key)
             if result is None:
                 sets = sets or _sets(config, category, split, work, seed)
-                anomalies = [sample for part in parse_method(method) for sample in sets.samples(part)]
+                parts = parse_method(method)
+                anomalies = [sample for part in parts for sample in sets.samples(part)]
+                decoys = [sample for part in parts for sample in sets.decoys(part)]
                 title = f"{category.name}, seed {seed}, {method}, {segmenter}"
-                result = run_cell(folder, key, title, anomalies, split.normals, tested, shown, training)
+                result = run_cell(folder, key, title, anomalies, split.normals, tested, shown, training, decoys)
             yield Cell(category.name, seed, method, segmenter, folder, result)
 
 

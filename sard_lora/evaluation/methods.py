@@ -41,7 +41,16 @@ INPAINT: dict[str, Any] = {
 # What every part shares, or what the benchmark itself decides.
 _FIXED = {"data", "output", "category", "base", "revision", "adapter", "seed", "resume", "overwrite", "per_defect"}
 _TRAINING = {item.name for item in fields(AdapterTrainConfig)} - _FIXED - {"guidance_scale"}
-_SYNTHESIS = {item.name for item in fields(SynthesizeConfig)} - _FIXED - {"background", "copy_normals", "device"}
+_SYNTHESIS = (
+    {item.name for item in fields(SynthesizeConfig)} - _FIXED - {"background", "copy_normals", "device", "fills"}
+)
+
+
+_OPTIONS = {
+    "real": {"shots"},
+    **{kind: {"count", "shots", "decoys"} for kind in BASELINES},
+    **{kind: _TRAINING | _SYNTHESIS | {"decoys"} for kind in ("inpaint", "sard")},
+}
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,9 @@ def parse_method(name: str) -> tuple[Part, ...]:
         if not found or found[1] not in PARTS:
             raise ValueError(f"method {name!r}: {text!r} is not one of {', '.join(PARTS)} or a sum such as sard+real")
         kind, options = found[1], {}
-        known = {"real": {"shots"}, "sard": _TRAINING | _SYNTHESIS, "inpaint": _TRAINING | _SYNTHESIS}
         for pair in (found[2] or "").split(",") if found[2] else ():
             key, _, value = (item.strip() for item in pair.partition("="))
-            if key not in known.get(kind, {"count", "shots"}) or not value:
+            if key not in _OPTIONS[kind] or not value:
                 raise ValueError(f"method {name!r}: {kind} has no setting {pair!r}; write name=value")
             options[key] = yaml.safe_load(value)
         parts.append(Part(kind, tuple(sorted(options.items()))))
@@ -104,25 +112,43 @@ class SetMaker:
 
     def samples(self, part: Part) -> tuple[Sample, ...]:
         """The labelled samples of a part, made now unless they are there; nothing of the held-back side is in them."""
-        split = few_shot_split(self.category, dict(part.options).get("shots", self.shots))
         if part.kind == "real":
-            return split.train
-        made = self._drawn(part, split) if part.kind in BASELINES else self._generated(part)
-        samples = open_category(made).anomalies
+            return self._split(part).train
+        count = part.settings({"count"}).get("count", self.count)
+        return self._made(part, count, fills=False)
+
+    def fills(self, part: Part, count: int) -> tuple[Sample, ...]:
+        """`count` images that were written into as the part's are, with nothing that is a defect; masks say where."""
+        if part.kind == "real":
+            raise ValueError("real: these images were not written into, so they have no fills")
+        return self._made(part, count, fills=True)
+
+    def decoys(self, part: Part) -> tuple[Sample, ...]:
+        """The fills that a part asks for as decoys."""
+        count = part.settings({"decoys"}).get("decoys", 0)
+        return self.fills(part, count) if count else ()
+
+    def _split(self, part: Part) -> Split:
+        return few_shot_split(self.category, part.settings({"shots"}).get("shots", self.shots))
+
+    def _made(self, part: Part, count: int, fills: bool) -> tuple[Sample, ...]:
+        split = self._split(part)
+        make = self._drawn if part.kind in BASELINES else self._generated
+        samples = open_category(make(part, split, count, fills)).anomalies
         refuse_leaks(samples, self.category, split)
         return samples
 
-    def _drawn(self, part: Part, split: Split) -> Path:
+    def _drawn(self, part: Part, split: Split, count: int, fills: bool) -> Path:
         defects = sorted({sample.defect for sample in split.train})
-        count = part.settings({"count"}).get("count", self.count)
         counts = Counter(defects[number % len(defects)] for number in range(count))
-        folder = self.folder / "sets" / _name(part.kind, dict(part.options) | {"seed": self.seed, "count": count})
-        write_baseline(part.kind, split.train, split.normals, LabelledSet(folder), counts, self.seed)
+        key = part.settings({"shots"}) | {"seed": self.seed, "count": count, "fills": fills}
+        folder = self.folder / "sets" / _name(part.kind, key)
+        write_baseline(part.kind, split.train, split.normals, LabelledSet(folder), counts, self.seed, fills=fills)
         return folder
 
-    def _generated(self, part: Part) -> Path:
+    def _generated(self, part: Part, split: Split, count: int, fills: bool) -> Path:
         training = {"shots": self.shots, **self.training, **part.settings(_TRAINING)}
-        synthesis = {"count": self.count, **self.synthesis, **part.settings(_SYNTHESIS)}
+        synthesis = {**self.synthesis, **part.settings(_SYNTHESIS), "count": count, "fills": fills}
         key = {"training": training, "base": self.base, "seed": self.seed}
         adapter = self.folder / "adapters" / _name(part.kind, key)
         train_adapter(

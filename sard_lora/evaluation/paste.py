@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from sard_lora.images import load_image, load_mask
-from sard_lora.layouts import Sample
-
 # Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
 _RING = 8
 _SCALE = (0.7, 1.4)
@@ -32,10 +29,8 @@ class Cutout:
     centre: tuple[float, float]
 
 
-def cut_out(sample: Sample) -> Cutout:
-    """The defect of a sample with a ring of its surroundings."""
-    image = load_image(sample.image)
-    mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+def cut_out(image: np.ndarray, mask: np.ndarray) -> Cutout:
+    """What is under `mask` (H, W) bool in `image` (H, W, 3) uint8, with a ring of its surroundings."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = tuple(slice(max(0, line[0] - _RING), line[-1] + _RING + 1) for line in (rows, columns))
     centre = tuple(

@@ -220,6 +220,7 @@ def run_cell(
     tested: Sequence[Sample],
     shown: Sequence[Sample],
     training: SegmenterConfig,
+    decoys: Sequence[Sample] = (),
     keep_segmenter: bool = False,
 ) -> dict[str, Any]:
     """Train one segmenter, test it, and keep what came of it in `folder`, whole or not at all.
@@ -233,7 +234,7 @@ def run_cell(
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
-        segmenter = train_segmenter(anomalies, normals, training, progress)
+        segmenter = train_segmenter(anomalies, normals, training, progress, decoys)
     train_seconds = time.perf_counter() - start
     result = score_segmenter(segmenter, tested) | {
         "train_images": len(anomalies),

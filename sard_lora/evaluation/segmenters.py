@@ -111,7 +111,9 @@ def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrain
         segmenter = _build({"name": "unet", "features": list(UNET_FEATURES[size])})
         last_layers = [segmenter.network.final_conv]
     elif name == "bisenetv2":
-        segmenter = _build({"name": "bisenetv2", "width": asdict(BISENETV2_WIDTHS[size])})
+        # Through JSON, so that the settings are the same before and after a save: it has no tuples.
+        width = json.loads(json.dumps(asdict(BISENETV2_WIDTHS[size])))
+        segmenter = _build({"name": "bisenetv2", "width": width})
         last_layers = [head.classifier for head in (segmenter.network.head, *segmenter.network.boosters)]
     else:
         if size == "small":

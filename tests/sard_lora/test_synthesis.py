@@ -109,6 +109,13 @@ def test_invisible_candidates_are_drawn_again(adapter, mvtec, tmp_path, monkeypa
     assert not np.array_equal(seen[0][0], seen[1][0]), "another mask is tried"
 
 
+def test_fills_are_asked_for_without_a_defect_and_none_is_rejected(adapter, mvtec, tmp_path):
+    report = synthesize(settings(adapter, mvtec, tmp_path / "set", fills=True, min_visibility=1e9))
+    assert (report["synthesized"], report["rejected"]) == (5, 0)
+    for record in LabelledSet(tmp_path / "set").records():
+        assert (record["prompt"], record["method"]) == (adapter.prompt("good"), "fill")
+
+
 def test_critic_ranks_the_candidates(adapter, mvtec, tmp_path, monkeypatch):
     monkeypatch.setattr(synthesis, "rank_score", lambda critic, z0, *rest: -z0.mean((1, 2, 3)))
     synthesize(settings(adapter, mvtec, tmp_path / "set", count=1, candidates=4))

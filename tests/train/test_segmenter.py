@@ -62,6 +62,18 @@ def test_the_share_of_crops_that_should_hold_a_defect_holds_one(split):
         assert masks.amax((1, 2, 3)).tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
+def test_decoys_are_shown_where_they_were_written_and_labelled_normal(split):
+    """A decoy here is a dark square that only decoys have: half of the normal crops show it, no mask covers it."""
+    config = SegmenterConfig(batch_size=8, crop=32, anomaly_share=0.25)
+    source = CropSource(split.train[:1], split.normals, config, decoys=split.train[1:2])
+    shown = 0
+    for step in range(20):
+        images, masks = source.batch(step)
+        assert not masks[2:].any()
+        shown += (images[2:].amin((1, 2, 3)) < 0.2).sum().item()
+    assert 30 < shown < 90
+
+
 def test_masks_stay_on_their_defects_through_crop_and_flip(split):
     """The squares are the darkest thing on the surface, whatever brightness they were given."""
     source = CropSource(split.train, split.normals, SegmenterConfig(batch_size=8, crop=32, anomaly_share=1))
@@ -131,6 +143,11 @@ def test_crops_without_a_defect_are_still_taught():
 def test_bad_settings_are_named(wrong, word):
     with pytest.raises(ValueError, match=word):
         SegmenterConfig(**wrong)
+
+
+def test_bisenet_needs_two_images_a_step():
+    with pytest.raises(ValueError, match="batch_size=1"):
+        SegmenterConfig(segmenter="bisenetv2", batch_size=1)
 
 
 def test_nothing_to_train_on_is_said_at_once(split):

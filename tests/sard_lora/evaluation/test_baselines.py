@@ -82,3 +82,15 @@ def test_grey_parts_get_grey_textures(split, tmp_path):
     write_baseline("draem", split.train, split.normals, output, 5)
     for record in output.records():
         assert np.ptp(np.asarray(load_image(output.root / record["file_name"])), axis=2).max() == 0
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_fills_hold_nothing_that_is_a_defect(method, split, tmp_path):
+    """The real defects are squares of brightness 20 on a grey surface around 120."""
+    output = LabelledSet(tmp_path / "set")
+    write_baseline(method, split.train, split.normals, output, 4, fills=True)
+    for record in output.records():
+        image = load_image(output.root / record["file_name"])
+        mask = np.asarray(load_mask(output.root / record["mask_file_name"], image.size)) > 0
+        assert np.asarray(image)[mask].min() > 60
+        assert record["method"] == f"{method} fill"

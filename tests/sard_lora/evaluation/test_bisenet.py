@@ -53,7 +53,7 @@ def test_every_weight_learns_from_the_sum_of_the_logits(network):
 
 
 def test_a_distant_pixel_reaches_every_logit(network):
-    """The context embedding sees the whole image, however large: a corner moves the opposite one."""
+    """The context embedding sees the whole image, however tall: its top moves the logits at its bottom."""
     network.eval()
     images = torch.rand(1, 3, 640, 64)
     changed = images.clone()

@@ -55,3 +55,16 @@ def test_sets_have_equal_numbers_of_every_defect_and_no_held_back_image(maker):
         assert sorted(sample.defect for sample in samples) == ["hole", "hole", "scratch", "scratch"]
         records = list(LabelledSet(samples[0].image.parents[2]).records())
         assert {record["normal"] for record in records} <= {f"train/good/{s.image.name}" for s in split.normals}
+
+
+def test_decoys_are_fills_of_the_same_kind(maker):
+    for kind in ("paste", "sard"):
+        (part,) = parse_method(f"{kind}[decoys=2]")
+        decoys = maker.decoys(part)
+        assert len(decoys) == 2 and all(sample.mask for sample in decoys)
+        (record, _) = LabelledSet(decoys[0].image.parents[2]).records()
+        assert "fill" in record["method"]
+        assert not {sample.image for sample in decoys} & {sample.image for sample in maker.samples(part)}
+    assert maker.decoys(Part("real")) == maker.decoys(Part("paste")) == ()
+    with pytest.raises(ValueError, match="real"):
+        maker.fills(Part("real"), 2)

@@ -55,8 +55,8 @@ def test_one_pixel_scratches_survive_turning():
 
 def test_a_cut_out_at_the_edge_of_its_image_keeps_its_place(split):
     sample = split.train[0]
-    cutout = cut_out(sample)
     truth = np.asarray(Image.open(sample.mask)) > 0
+    cutout = cut_out(np.asarray(Image.open(sample.image)), truth)
     rows, columns = np.nonzero(truth)
     assert cutout.mask.sum() == truth.sum()
     assert cutout.centre == pytest.approx(

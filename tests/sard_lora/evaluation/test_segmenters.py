@@ -81,7 +81,9 @@ def test_a_saved_segmenter_predicts_the_same_to_the_bit(name, tmp_path, monkeypa
     save_segmenter(segmenter, tmp_path / "saved")
     monkeypatch.setattr(pickle, "load", lambda *_: pytest.fail("something was unpickled"))
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
-    assert torch.equal(predict(load_segmenter(tmp_path / "saved"), image), predict(segmenter, image))
+    loaded = load_segmenter(tmp_path / "saved")
+    assert torch.equal(predict(loaded, image), predict(segmenter, image))
+    assert loaded.settings == segmenter.settings
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
 
 
