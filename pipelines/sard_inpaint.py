@@ -27,7 +27,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from PIL import Image
 
 BACKGROUNDS = ("renoised", "frozen", "off")
-COMPOSITES = ("change", "pixels")
+COMPOSITES = ("change", "defect", "pixels")
 REGIONS = ("window", "full")
 SETTINGS_FILE = "sard_config.json"
 
@@ -176,6 +176,16 @@ def feather(mask: torch.Tensor, width: int) -> torch.Tensor:
     if width > 1:
         depth = depth / F.max_pool2d(depth[None], 2 * width - 1, stride=1, padding=width - 1)[0].clamp(min=1)
     return depth * inside
+
+
+def defect_gate(difference: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Weights (B, 1, H, W) in [0, 1]: 0 where two fills differ by no more than `noise` (B, 1, 1, 1), 1 from twice that.
+
+    `difference` (B, 3, H, W) between the fill with and without a defect, from the same noise. What both have is no
+    defect but the filling itself: written, it would only tell a segmenter where something was written.
+    """
+    size = F.avg_pool2d(difference.abs().mean(1, keepdim=True), 5, stride=1, padding=2, count_include_pad=False)
+    return (size / noise - 1).clamp(0, 1)
 
 
 def write_change(image: np.ndarray, change: torch.Tensor, mask: torch.Tensor, box: Box, width: int) -> np.ndarray:
@@ -337,7 +347,8 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             makes the difference, ε̂ = ε_good + w (ε_defect − ε_good). Empty when not given.
         background: "renoised" re-noises the known background at every step; "frozen" keeps it clean (SARD, literally);
             "off" is plain inpainting. Default: the loaded adapter's, else "renoised".
-        composite: "change" adds D(z_0) − D(E(x)) to the image; "pixels" writes D(z_0).
+        composite: "change" adds D(z_0) − D(E(x)) to the image; "defect" adds it only where the same noise under the
+            negative prompt would have become something else (half as many UNet calls again); "pixels" writes D(z_0).
         region: "window" generates in a square of `context` × the mask's bounding box (at least `min_side` pixels);
             "full" in the whole image. Defaults: the loaded adapter's, else 2.0 and 64.
         feather_width: pixels over which the change fades in, inside the mask.
@@ -396,7 +407,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             list(prompt) if prompt is not None else None,
             device,
             num_images_per_prompt,
-            self.do_classifier_free_guidance,
+            self.do_classifier_free_guidance or composite == "defect",
             list(negative_prompt) if negative_prompt is not None else None,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -411,28 +422,43 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         ]
         windows = self._encode_windows(images, masks, boxes, (height, width), prompt_embeds.dtype)
 
-        timesteps, num_inference_steps = retrieve_timesteps(
-            self.scheduler, num_inference_steps, device, timesteps, sigmas
+        noise = randn_tensor(
+            windows.image_latents.shape,
+            generator=generator,
+            device=windows.image_latents.device,
+            dtype=windows.image_latents.dtype,
         )
-        timesteps, num_inference_steps = self.get_timesteps(num_inference_steps, strength, device)
-        if num_inference_steps < 1:
-            raise ValueError(f"strength={strength} leaves no step to take: raise it or num_inference_steps")
-        latents = self._denoise(
-            latents,
-            windows,
-            prompt_embeds,
-            negative_prompt_embeds,
-            timesteps,
-            background,
-            strength,
-            generator,
-            eta,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
+
+        def denoise(embeds: torch.Tensor, callback: Callable | None) -> torch.Tensor:
+            # Set anew for each pass: schedulers of several steps remember the last ones.
+            own, steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
+            own, steps = self.get_timesteps(steps, strength, device)
+            if steps < 1:
+                raise ValueError(f"strength={strength} leaves no step to take: raise it or num_inference_steps")
+            return self._denoise(
+                noise,
+                latents,
+                windows,
+                embeds,
+                negative_prompt_embeds,
+                own,
+                background,
+                strength,
+                generator,
+                eta,
+                callback,
+                callback_on_step_end_tensor_inputs,
+            )
+
+        good_latents = None
+        if composite == "defect" and output_type != "latent":
+            self._guidance_scale = 1.0
+            good_latents = denoise(negative_prompt_embeds, None)
+            self._guidance_scale = guidance_scale
+        latents = denoise(prompt_embeds, callback_on_step_end)
         results, visibility, has_nsfw_concept = latents, None, None
         if output_type != "latent":
-            change, visibility, has_nsfw_concept = self._change(latents, windows, composite)
+            change, visibility, has_nsfw_concept = self._change(latents, windows, composite, good_latents)
             results = [
                 write_change(_to_array(item), delta, own_mask, box, feather_width)
                 for item, delta, own_mask, box in zip(images, change, masks, boxes, strict=True)
@@ -474,6 +500,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
 
     def _denoise(
         self,
+        noise: torch.Tensor,
         latents: torch.Tensor | None,
         windows: "_Windows",
         prompt_embeds: torch.Tensor,
@@ -489,9 +516,6 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         """RCD's reverse process: z_{t-1} = m ⊙ z̃_{t-1} + (1 − m) ⊙ b_{t-1}; returns z_0 (B, 4, h, w)."""
         mask, image_latents = windows.mask, windows.image_latents
         masked_image_latents = windows.masked_image_latents
-        noise = randn_tensor(
-            image_latents.shape, generator=generator, device=image_latents.device, dtype=image_latents.dtype
-        )
         noised = self.scheduler.add_noise(image_latents, noise, timesteps[:1])
         start = noise * self.scheduler.init_noise_sigma if strength == 1.0 else noised
         if latents is not None:
@@ -553,7 +577,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         return good + self.guidance_scale * (defect - good)
 
     def _change(
-        self, latents: torch.Tensor, windows: "_Windows", composite: str
+        self, latents: torch.Tensor, windows: "_Windows", composite: str, good_latents: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[float], list[bool] | None]:
         """What is added to the windows (B, 3, H, W), how visible it is, and the safety checker's verdict, if any."""
         decoded = self.decode_latents_to_images(latents)
@@ -562,12 +586,14 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             decoded = torch.as_tensor(checked).to(decoded) * 2 - 1
         x = windows.x.float()
         reconstructed = self.decode_latents_to_images(windows.image_latents)
-        change = (decoded - reconstructed).abs().mean(1, keepdim=True)
+        round_trip = (reconstructed - x).abs().mean((1, 2, 3), keepdim=True).clamp(min=1 / 255)
+        change = decoded - reconstructed
+        if good_latents is not None:
+            change = change * defect_gate(decoded - self.decode_latents_to_images(good_latents), round_trip)
         pixel_mask = windows.pixel_mask.float()
-        inside = (change * pixel_mask).sum((1, 2, 3)) / pixel_mask.sum((1, 2, 3))
-        round_trip = (reconstructed - x).abs().mean((1, 2, 3)).clamp(min=1 / 255)
-        written = decoded - (reconstructed if composite == "change" else x)
-        return written, (inside / round_trip).tolist(), has_nsfw_concept
+        inside = (change.abs().mean(1, keepdim=True) * pixel_mask).sum((1, 2, 3)) / pixel_mask.sum((1, 2, 3))
+        visibility = (inside / round_trip.flatten()).tolist()
+        return decoded - x if composite == "pixels" else change, visibility, has_nsfw_concept
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """E(x): images (B, 3, H, W) in [-1, 1] to scaled latents; the posterior's mean, so that seeds do not drift."""

@@ -4,12 +4,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionInpaintPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionInpaintPipeline
 from PIL import Image
 from tiny_base import write_tiny_base
 
 from sard_lora.pipelines import sard_inpaint
-from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
+from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline, defect_gate
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def changed(result, image):
     return (np.asarray(result) != np.asarray(image)).any(-1)
 
 
-@pytest.mark.parametrize("composite", ["change", "pixels"])
+@pytest.mark.parametrize("composite", ["change", "defect", "pixels"])
 @pytest.mark.parametrize("region", ["window", "full"])
 @pytest.mark.parametrize("background", ["frozen", "renoised", "off"])
 def test_background_is_bit_exact(pipe, background, region, composite):
@@ -55,6 +55,7 @@ def test_background_is_bit_exact(pipe, background, region, composite):
         background=background,
         region=region,
         composite=composite,
+        guidance_scale=300.0,  # random weights: with less, the words make no difference
         num_inference_steps=2,
         generator=seeded(),
     )
@@ -203,7 +204,7 @@ def test_grey_and_one_valued_masks_are_understood(pipe):
         ({"image": [picture(64, 64)] * 3, "mask_image": [scratch(64, 64, 5)] * 2}, "3 images and 2 masks"),
         ({"prompt": ["a crack", "a hole"]}, "2 prompts for 1 images"),
         ({"background": "clean"}, "'clean' is not one of renoised, frozen, off"),
-        ({"composite": "paste"}, "is not one of change, pixels"),
+        ({"composite": "paste"}, "is not one of change, defect, pixels"),
         ({"region": "crop"}, "is not one of window, full"),
         ({"output_type": "np"}, "is not one of pil, pt, latent"),
         ({"generator": [seeded(), seeded()]}, "2 generators for 1 images"),
@@ -237,3 +238,23 @@ def test_from_pipe_and_custom_pipeline_give_the_same(pipe, base, tmp_path):
         assert run(loaded).equal(expected)
     pipe.save_pretrained(tmp_path / "copy")
     assert run(SardInpaintPipeline.from_pretrained(tmp_path / "copy")).equal(expected)
+
+
+@pytest.mark.parametrize("scheduler", [None, DPMSolverMultistepScheduler])
+def test_where_the_defect_changes_nothing_nothing_is_written(pipe, scheduler):
+    """With the same words for defect and product both fills are one, and the part stays as it is, to the bit."""
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    image, mask = picture(90, 61), scratch(90, 61, 20)
+    settings = dict(image=image, mask_image=mask, composite="defect", num_inference_steps=3, guidance_scale=1.0)
+    same = pipe("a part", negative_prompt="a part", generator=seeded(), **settings)
+    assert np.array_equal(np.asarray(same.images[0]), np.asarray(image)) and same.visibility == [0.0]
+    settings["guidance_scale"] = 30.0
+    other = pipe("a hole", negative_prompt="a part", generator=seeded(), **settings)
+    assert other.visibility[0] > 0
+
+
+def test_the_gate_opens_between_the_noise_and_twice_the_noise():
+    difference = torch.tensor([0.0, 0.1, 0.15, 0.2, 0.5]).view(5, 1, 1, 1).expand(5, 3, 8, 8)
+    gate = defect_gate(difference, torch.full((5, 1, 1, 1), 0.1))
+    assert torch.allclose(gate.mean((1, 2, 3)), torch.tensor([0, 0, 0.5, 1, 1]), atol=1e-5)
