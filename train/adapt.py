@@ -24,8 +24,8 @@ from sard_lora.layouts import Sample
 from sard_lora.pipelines.sard_inpaint import Box, crop_window
 from sard_lora.precision import bf16_is_fast
 from sard_lora.train.checkpoint import begin
-from sard_lora.train.corpus import Pool, Window, open_hole
-from sard_lora.train.inpainting import encode_window, inpainting_loss
+from sard_lora.train.corpus import Window, open_hole
+from sard_lora.train.inpainting import Batches, inpainting_loss
 from sard_lora.train.loop import load_average, train
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut")
@@ -58,6 +58,8 @@ class AdaptConfig:
     """Optimizer steps."""
     batch_size: int = 16
     """Windows per step."""
+    small_share: float = 0.5
+    """Share of the steps, the first ones, on four times as many windows of half the side."""
     learning_rate: float | None = None
     """Peak learning rate; by default 3e-4 for the whole UNet, 1e-4 for a LoRA."""
     drawn_defects: float = 0.3
@@ -93,8 +95,9 @@ class AdaptConfig:
         for name in ("steps", "batch_size", "rank", "min_side", "pool", "fresh", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
-        if not 0 <= self.drawn_defects <= 1:
-            raise ValueError(f"drawn_defects={self.drawn_defects} has to lie in [0, 1]")
+        for name in ("drawn_defects", "small_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to lie in [0, 1]")
 
 
 def adapt(config: AdaptConfig) -> Path:
@@ -166,7 +169,17 @@ def _loss(
     pipe: StableDiffusionInpaintPipeline, windows: "WindowsOfNormals", config: AdaptConfig
 ) -> Callable[[torch.nn.Module, int], torch.Tensor]:
     """The loss of step k, which depends on the seed and k alone."""
-    pool = Pool(lambda rng: encode_window(pipe.vae, windows.draw(rng)), config.pool, config.fresh, config.seed)
+    small_steps = round(config.small_share * config.steps)
+    batches = Batches(
+        windows.draw,
+        pipe.vae,
+        windows.resolution,
+        config.batch_size,
+        config.pool,
+        config.fresh,
+        small_steps,
+        config.seed,
+    )
     alphas_cumprod = pipe.scheduler.alphas_cumprod.to(pipe.device)
 
     @lru_cache(maxsize=1024)
@@ -176,8 +189,7 @@ def _loss(
 
     def loss(unet: torch.nn.Module, step: int) -> torch.Tensor:
         rng = np.random.default_rng([config.seed, 3, step])
-        items = pool.at(step)
-        chosen = [items[i] for i in rng.integers(0, len(items), config.batch_size)]
+        chosen = batches.at(step, rng)
         # Without words now and then, so that classifier-free guidance keeps something to compare with.
         embeds = torch.stack([words("" if rng.random() < 0.1 else window.caption) for window in chosen])
         return inpainting_loss(unet, chosen, embeds, alphas_cumprod, pipe.scheduler.config.prediction_type, rng)
@@ -192,15 +204,19 @@ class WindowsOfNormals:
         self.normals, self.product, self.resolution, self.config = normals, product, resolution, config
         self._image = lru_cache(maxsize=1024)(_load)
 
-    def draw(self, rng: np.random.Generator) -> Window:
-        """A square of any size between `min_side` and the shorter side, resized to the base's resolution."""
+    def draw(self, pixels: int, rng: np.random.Generator) -> Window:
+        """A square of any size between `min_side` and the image's shorter side, resized to the base's resolution.
+
+        Where `pixels` is less than that resolution, a part of such a square, `pixels` wide.
+        """
         config = self.config
         image = self._image(str(self.normals[rng.integers(len(self.normals))].image))
         height, width = image.shape[1:]
         shorter = min(height, width)
-        side = round(np.exp(rng.uniform(np.log(min(config.min_side, shorter)), np.log(shorter))))
+        side = np.exp(rng.uniform(np.log(min(config.min_side, shorter)), np.log(shorter)))
+        side = max(1, round(side * pixels / self.resolution))
         box = Box(int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side, side)
-        crop = crop_window(image, box, (self.resolution, self.resolution))
+        crop = crop_window(image, box, (pixels, pixels))
         if config.flip_horizontal and rng.random() < 0.5:
             crop = crop.flip(2)
         if config.flip_vertical and rng.random() < 0.5:

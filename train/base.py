@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 from sard_lora.config import parse
 from sard_lora.train.checkpoint import checkpoints
 from sard_lora.train.corpus import Pool, all_captions, draw_crop, draw_picture, draw_window
-from sard_lora.train.inpainting import encode_window, inpainting_loss, to_tensor
+from sard_lora.train.inpainting import Batches, inpainting_loss, to_tensor
 from sard_lora.train.loop import load_average, train
 from sard_lora.train.tiny import (
     RESOLUTION,
@@ -60,6 +60,8 @@ class BaseConfig:
     """128-px crops a step."""
     unet_batch: int = 16
     """256-px windows a step."""
+    small_share: float = 0.75
+    """Share of the UNet's steps, the first ones, on four times as many windows of half the side."""
     vae_learning_rate: float = 8e-4
     """Peak learning rate of the autoencoder."""
     unet_learning_rate: float = 1e-3
@@ -87,6 +89,8 @@ class BaseConfig:
         for name in ("vae_batch", "unet_batch", "pool", "fresh", "checkpoint_every", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.small_share <= 1:
+            raise ValueError(f"small_share={self.small_share}: has to lie in [0, 1]")
         if self.export is None:
             self.export = self.output / "sard-tiny"
 
@@ -194,14 +198,14 @@ def train_unet(config: BaseConfig, vae: AutoencoderKL) -> None:
     """
     denoiser, tokenizer = make_denoiser(config)
     alphas_cumprod = make_scheduler().alphas_cumprod.to(config.device)
-    pool = Pool(
-        lambda rng: encode_window(vae, draw_window(RESOLUTION, rng)), config.pool, config.fresh, config.seed + 1
+    small_steps = round(config.small_share * config.unet_steps)
+    batches = Batches(
+        draw_window, vae, RESOLUTION, config.unet_batch, config.pool, config.fresh, small_steps, config.seed + 1
     )
 
     def loss(model: nn.Module, step: int) -> Tensor:
         rng = np.random.default_rng([config.seed, 3, step])
-        items = pool.at(step)
-        chosen = [items[i] for i in rng.integers(0, len(items), config.unet_batch)]
+        chosen = batches.at(step, rng)
         # Without words now and then, so that classifier-free guidance has something to compare with.
         captions = ["" if rng.random() < 0.1 else window.caption for window in chosen]
         words = model["text"](tokenise(tokenizer, captions).to(config.device)).last_hidden_state

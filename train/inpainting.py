@@ -1,6 +1,6 @@
-"""The inpainting objective of base models: windows with a hole, encoded, and the loss of filling the hole."""
+"""The inpainting objective of base models: windows with a hole, encoded, their batches, and the loss of filling it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from sard_lora.pipelines.sard_inpaint import latent_mask, prediction_target
-from sard_lora.train.corpus import Window
+from sard_lora.train.corpus import Pool, Window
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,43 @@ def encode_window(vae: AutoencoderKL, window: Window) -> EncodedWindow:
     latents, masked = vae.encode(pair).latent_dist.mode().float() * vae.config.scaling_factor
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return EncodedWindow(latents, masked, latent_mask(hole, factor)[0].to(vae.device), window.caption)
+
+
+class Batches:
+    """The windows of every step: for the first `small_steps` steps of half the side and four times as many.
+
+    A small window costs a quarter and teaches as much of how to go on with what is around a hole; whole ones then teach
+    the scale that will be used. `draw(side, rng)` draws one window. What step k holds depends on nothing but k.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int, np.random.Generator], Window],
+        vae: AutoencoderKL,
+        side: int,
+        batch_size: int,
+        pool: int,
+        fresh: int,
+        small_steps: int,
+        seed: int,
+    ):
+        def encoded(of_side: int, times: int) -> Pool[EncodedWindow]:
+            return Pool(
+                lambda rng: encode_window(vae, draw(of_side, rng)), times * pool, times * fresh, 2 * seed + times // 4
+            )
+
+        self.whole, self.small = encoded(side, 1), encoded(side // 2, 4)
+        self.batch_size, self.small_steps = batch_size, small_steps
+
+    def at(self, step: int, rng: np.random.Generator) -> list[EncodedWindow]:
+        """The windows of one step; quick when the steps come in order."""
+        if step >= self.small_steps:
+            pool, count = self.whole, self.batch_size
+            self.small.items.clear()
+        else:
+            pool, count = self.small, 4 * self.batch_size
+        items = pool.at(step)
+        return [items[i] for i in rng.integers(0, len(items), count)]
 
 
 def inpainting_loss(
