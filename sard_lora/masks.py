@@ -19,6 +19,7 @@ from sard_lora.images import load_mask
 from sard_lora.layouts import Sample
 
 SCALES = (0.7, 1.4)
+_MANY = 100
 SOURCES = ("real", "perlin", "stroke", "mixed")
 
 
@@ -151,6 +152,37 @@ def sample_mask(
     area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
     grow = _perlin_patch if source == "perlin" else _stroke
     return grow(foreground, centre, area, rng), source
+
+
+def split_mask(mask: np.ndarray, context: float, min_side: int, limit: int = 12) -> list[np.ndarray]:
+    """The parts of a scattered mask (H, W) bool that want windows of their own, largest first; together the mask.
+
+    A window is a square of `context` times its part's longer side, at least `min_side` pixels. Parts share one as long
+    as none of them is then seen at less than two thirds of its size. At most `limit` parts remain.
+    """
+    reach, count = 0, _MANY + 1
+    while count > _MANY:  # a cloud of specks: near ones first hang together
+        wide = ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=reach) if reach else mask
+        labels, count = ndimage.label(wide, np.ones((3, 3)))
+        reach = max(2, 2 * reach)
+    labels = np.where(mask, labels, 0)
+    boxes = np.array([[b[0].start, b[1].start, b[0].stop, b[1].stop] for b in ndimage.find_objects(labels)])
+    members = [[number] for number in range(1, count + 1)]
+    while len(boxes) > 1:
+        both = np.concatenate(
+            [np.minimum(boxes[:, None, :2], boxes[None, :, :2]), np.maximum(boxes[:, None, 2:], boxes[None, :, 2:])], 2
+        )
+        own, shared = (np.maximum(context * (b[..., 2:] - b[..., :2]).max(-1), min_side) for b in (boxes, both))
+        shrinks = shared / np.minimum(own[:, None], own[None])
+        np.fill_diagonal(shrinks, np.inf)
+        first, second = sorted(np.unravel_index(shrinks.argmin(), shrinks.shape))
+        if shrinks[first, second] > 1.5 and len(boxes) <= limit:
+            break
+        boxes[first] = both[first, second]
+        boxes = np.delete(boxes, second, 0)
+        members[first] += members.pop(second)
+    parts = [np.isin(labels, group) for group in members]
+    return sorted(parts, key=np.count_nonzero, reverse=True)
 
 
 def perlin(shape: tuple[int, int], cell: float, rng: np.random.Generator) -> np.ndarray:

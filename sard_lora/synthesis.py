@@ -24,7 +24,7 @@ from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.masks import MaskBank, foreground, sample_mask
+from sard_lora.masks import MaskBank, foreground, sample_mask, split_mask
 from sard_lora.pipelines.sard_inpaint import (
     BACKGROUNDS,
     COMPOSITES,
@@ -115,18 +115,19 @@ class _Job:
 
 @dataclass
 class _Draw:
-    """A normal image and a mask for one attempt at a job."""
+    """A normal image and a mask for one attempt at a job; every part of the mask has seeds of its own."""
 
     job: _Job
     sample: Sample
     image: Image.Image
     mask: np.ndarray
     mask_origin: str
-    seeds: list[int]
+    parts: list[np.ndarray]
+    seeds: list[list[int]]
 
 
 class Candidate(NamedTuple):
-    """One generated image: how visible its defect is, what the critic thinks of it, and its seed."""
+    """A normal image with one part of a mask written: how visible that is, the critic's opinion, and the seed."""
 
     image: Image.Image
     visibility: float
@@ -152,13 +153,28 @@ class Synthesizer:
         sample = normals[rng.integers(len(normals))]
         image = load_image(sample.image)
         mask, origin = sample_mask(self.bank.for_defect(job.defect), foreground(image), rng, source=self.config.masks)
-        seeds = [int(seed) for seed in rng.integers(2**31, size=self.config.candidates)]
-        return _Draw(job, sample, image, mask, origin, seeds)
+        sampling = self.adapter.config.sampling
+        whole = self.config.region == "full"
+        parts = [mask] if whole else split_mask(mask, sampling.context, sampling.min_side)
+        seeds = rng.integers(2**31, size=(len(parts), self.config.candidates)).tolist()
+        return _Draw(job, sample, image, mask, origin, parts, seeds)
 
-    def generate(self, draws: Sequence[_Draw]) -> list[list[Candidate]]:
-        """For every draw its candidates; without a critic every score is 0."""
+    def generate(self, draws: Sequence[_Draw]) -> list[list[list[Candidate]]]:
+        """For every draw and every part of its mask the candidates; without a critic every score is 0."""
+        wanted = [
+            (draw, part, seed)
+            for draw in draws
+            for part, seeds in zip(draw.parts, draw.seeds, strict=True)
+            for seed in seeds
+        ]
+        size = self.config.batch_size
+        batches = [self._candidates(wanted[start : start + size]) for start in range(0, len(wanted), size)]
+        flat = (candidate for batch in batches for candidate in batch)
+        return [[[next(flat) for _ in seeds] for seeds in draw.seeds] for draw in draws]
+
+    def _candidates(self, wanted: Sequence[tuple[_Draw, np.ndarray, int]]) -> list[Candidate]:
         with mixed_precision(self.device):
-            output = self._sample(draws)
+            output = self._sample(wanted)
         scores = [0.0] * len(output.images)
         if self.critic is not None:
             scores = rank_score(
@@ -169,26 +185,24 @@ class Synthesizer:
                 self.config.background or self.adapter.config.sampling.background,
                 self.adapter.config.critic_grid,
             ).tolist()
-        seeds = [seed for draw in draws for seed in draw.seeds]
-        flat = [Candidate(*row) for row in zip(output.images, output.visibility, scores, seeds, strict=True)]
-        k = self.config.candidates
-        return [flat[start : start + k] for start in range(0, len(flat), k)]
+        seeds = [seed for _, _, seed in wanted]
+        return [Candidate(*row) for row in zip(output.images, output.visibility, scores, seeds, strict=True)]
 
-    def _sample(self, draws: Sequence[_Draw]) -> SardInpaintOutput:
-        config, own, k = self.config, self.adapter.config, self.config.candidates
+    def _sample(self, wanted: Sequence[tuple[_Draw, np.ndarray, int]]) -> SardInpaintOutput:
+        config, own = self.config, self.adapter.config
         chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
         settings = own.sampling.arguments(own.base.resolution)
         settings |= {name: value for name, value in chosen.items() if value}
         if config.fills:
             settings["guidance_scale"] = 1.0  # nothing to amplify: both prompts would be the same
         return self.pipe(
-            [self.adapter.prompt(GOOD if config.fills else draw.job.defect) for draw in draws for _ in range(k)],
-            image=[draw.image for draw in draws for _ in range(k)],
-            mask_image=[Image.fromarray(draw.mask) for draw in draws for _ in range(k)],
+            [self.adapter.prompt(GOOD if config.fills else draw.job.defect) for draw, _, _ in wanted],
+            image=[draw.image for draw, _, _ in wanted],
+            mask_image=[Image.fromarray(part) for _, part, _ in wanted],
             negative_prompt=self.adapter.prompt(GOOD),
             composite=config.composite,
             region=config.region,
-            generator=[torch.Generator().manual_seed(seed) for draw in draws for seed in draw.seeds],
+            generator=[torch.Generator().manual_seed(seed) for _, _, seed in wanted],
             **settings,
         )
 
@@ -278,41 +292,57 @@ def verify(root: Path, normals_root: Path) -> dict[str, Any]:
 def _make_batch(
     synthesizer: Synthesizer, batch: Sequence[_Job], normals: Sequence[Sample], labelled: LabelledSet
 ) -> None:
-    """Make all jobs of a batch, drawing again those whose candidates are all invisible; write the missing ones."""
+    """Make all jobs of a batch; write the missing ones.
+
+    A part of a mask none of whose candidates can be seen is left out of image and label; where that is more than half
+    of the mask, another one is drawn.
+    """
     config, waiting = synthesizer.config, list(batch)
     for attempt in range(config.max_attempts):
         draws = [synthesizer.draw(job, attempt, normals) for job in waiting]
-        for draw, candidates in zip(draws, synthesizer.generate(draws), strict=True):
-            job = draw.job
-            visible = [c for c in candidates if config.fills or c.visibility >= config.min_visibility]
-            job.rejected += len(candidates) - len(visible)
-            if not visible:
+        for draw, parts in zip(draws, synthesizer.generate(draws), strict=True):
+            job, best = draw.job, []
+            for part, candidates in zip(draw.parts, parts, strict=True):
+                visible = [c for c in candidates if config.fills or c.visibility >= config.min_visibility]
+                job.rejected += len(candidates) - len(visible)
+                if visible:
+                    best.append((part, max(visible, key=lambda candidate: candidate.score)))
+            if 2 * sum(np.count_nonzero(part) for part, _ in best) < np.count_nonzero(draw.mask):
                 continue
             waiting.remove(job)
             if not labelled.has(job.defect, job.name):
-                _write(synthesizer, draw, max(visible, key=lambda candidate: candidate.score), labelled)
+                _write(synthesizer, draw, best, labelled)
         if not waiting:
             return
 
 
-def _write(synthesizer: Synthesizer, draw: _Draw, candidate: Candidate, labelled: LabelledSet) -> None:
-    """Add one image to the set, grey where its normal image is grey."""
+def _write(
+    synthesizer: Synthesizer, draw: _Draw, best: Sequence[tuple[np.ndarray, Candidate]], labelled: LabelledSet
+) -> None:
+    """Add one image with the best candidate of every part to the set, grey where its normal image is grey."""
     config, job = synthesizer.config, draw.job
+    pixels, mask = np.array(draw.image), np.zeros_like(draw.mask)
+    for part, candidate in best:
+        pixels[part] = np.asarray(candidate.image)[part]
+        mask |= part
+    image = Image.fromarray(pixels)
+    candidates = [candidate for _, candidate in best]
     with Image.open(draw.sample.image) as file:
         grey = file.mode in ("1", "L", "I", "I;16")
     record = {
         "normal": _relative(draw.sample.image, config.data, config.category),
         "mask_origin": draw.mask_origin,
-        "mask_sha256": _digest(draw.mask),
+        "mask_sha256": _digest(mask),
         "defect": job.defect,
         "prompt": synthesizer.adapter.prompt(GOOD if config.fills else job.defect),
-        "seed": candidate.seed,
-        "critic_score": candidate.score,
-        "visibility": candidate.visibility,
+        "seed": candidates[0].seed,
+        "critic_score": float(np.mean([candidate.score for candidate in candidates])),
+        "visibility": min(candidate.visibility for candidate in candidates),
+        "parts": len(best),
         "rejected": job.rejected,
         "method": "fill" if config.fills else "sard",
     }
-    labelled.add(job.defect, job.name, candidate.image.convert("L") if grey else candidate.image, draw.mask, record)
+    labelled.add(job.defect, job.name, image.convert("L") if grey else image, mask, record)
 
 
 def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[_Job]:

@@ -7,11 +7,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import load_image, load_mask
-from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask
+from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, split_mask
 from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 
 
@@ -75,11 +74,7 @@ class WindowSource:
         """One window of a real defect, every defect type equally often: (3, R, R) in [-1, 1], (1, R, R), defect."""
         defect = self.defects[rng.integers(len(self.defects))]
         image, mask = self.by_defect[defect][rng.integers(len(self.by_defect[defect]))]
-        focus = mask
-        if rng.random() < 0.5:
-            labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-            focus = labels == rng.integers(1, count + 1)
-        return *self._window(image, mask, focus, rng), defect
+        return *self._window(image, mask, rng), defect
 
     def draw_normal(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
         """One window of a normal image under a mask from the sampler."""
@@ -87,14 +82,17 @@ class WindowSource:
         image, product = self._normal(str(sample.image))
         bank: Sequence[BankMask] = self.bank.for_defect(self.defects[rng.integers(len(self.defects))])
         mask, _ = sample_mask(bank, product, rng, source="mixed")
-        return *self._window(image, mask, mask, rng), GOOD
+        return *self._window(image, mask, rng), GOOD
 
     def _window(
-        self, image: Image.Image, mask: np.ndarray, focus: np.ndarray, rng: np.random.Generator
+        self, image: Image.Image, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A window around one part of the mask, as synthesis cuts it, with all of the mask that lies in it."""
         settings, size = self.settings, (self.settings.resolution,) * 2
         context = rng.uniform(*settings.context_range)
         min_side = round(settings.min_side * rng.uniform(1.0, 1.5))
+        parts = split_mask(mask, context, min_side)
+        focus = parts[rng.integers(len(parts))]
         box = window_box(torch.from_numpy(focus)[None].float(), context, min_side, tuple(rng.uniform(0.2, 0.8, 2)))
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)
         x, m = crop_window(pixels, box, size), crop_mask(torch.from_numpy(mask)[None].float(), box, size)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from sard_lora.data import open_category
-from sard_lora.masks import SOURCES, BankMask, MaskBank, foreground, perlin, sample_mask
+from sard_lora.masks import SOURCES, BankMask, MaskBank, foreground, perlin, sample_mask, split_mask
 
 sides = st.integers(1, 70)
 sources = st.sampled_from(SOURCES)
@@ -219,3 +219,30 @@ def test_a_speck_on_a_plain_surface_is_no_object():
     image = Image.new("RGB", (200, 200), (150, 150, 150))
     ImageDraw.Draw(image).ellipse((90, 90, 110, 110), fill=(20, 20, 20))
     assert foreground(noisy(image)).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+@settings(max_examples=25, deadline=None)
+def test_parts_of_a_mask_are_the_mask(seed, dots):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((90, 120), bool)
+    for _ in range(dots):
+        top, left, height, width = *rng.integers(0, (85, 115)), *rng.integers(1, 30, 2)
+        mask[top : top + height, left : left + width] = True
+    parts = split_mask(mask, 2.0, 16)
+    assert np.array_equal(np.sum(parts, 0), mask.astype(int)), "each pixel lies in one part"
+    assert 1 <= len(parts) <= 12 and all(part.any() for part in parts)
+
+
+def test_far_spots_get_windows_of_their_own_and_near_ones_share():
+    mask = np.zeros((400, 400), bool)
+    for row, column in ((20, 20), (28, 26), (200, 300), (380, 40)):
+        mask[row : row + 5, column : column + 5] = True
+    mask[100, 20:380] = True
+    parts = split_mask(mask, 2.0, 64)
+    assert [part.sum() for part in parts] == [360, 50, 25, 25]
+
+
+def test_a_cloud_of_specks_is_split_into_few_parts():
+    mask = np.random.default_rng(0).random((300, 300)) < 0.02
+    assert len(split_mask(mask, 2.0, 64)) <= 12

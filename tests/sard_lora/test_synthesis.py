@@ -101,12 +101,39 @@ def test_invisible_candidates_are_drawn_again(adapter, mvtec, tmp_path, monkeypa
     def first_attempt_is_invisible(self, draws):
         seen.append([draw.mask.copy() for draw in draws])
         rows = generate(self, draws)
-        return [[c._replace(visibility=0.0) for c in row] for row in rows] if len(seen) == 1 else rows
+        if len(seen) > 1:
+            return rows
+        return [[[c._replace(visibility=0.0) for c in part] for part in row] for row in rows]
 
     monkeypatch.setattr(Synthesizer, "generate", first_attempt_is_invisible)
     report = synthesize(settings(adapter, mvtec, tmp_path / "set", count=2, min_visibility=1e-6))
     assert (report["synthesized"], report["rejected"]) == (2, 4)
     assert not np.array_equal(seen[0][0], seen[1][0]), "another mask is tried"
+
+
+def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(adapter, mvtec, tmp_path, monkeypatch):
+    def two_spots(bank, foreground, rng, source):
+        mask = np.zeros_like(foreground)
+        mask[3:9, 3:9] = mask[-6:-2, -6:-2] = True
+        return mask, "two spots"
+
+    monkeypatch.setattr(synthesis, "sample_mask", two_spots)
+    synthesize(settings(adapter, mvtec, tmp_path / "both", count=1))
+    record = next(LabelledSet(tmp_path / "both").records())
+    assert record["parts"] == 2
+    assert np.array(Image.open(tmp_path / "both" / record["mask_file_name"])).astype(bool).sum() == 36 + 16
+
+    generate = Synthesizer.generate
+
+    def second_is_invisible(self, draws):
+        return [[first, [c._replace(visibility=0.0) for c in second]] for first, second in generate(self, draws)]
+
+    monkeypatch.setattr(Synthesizer, "generate", second_is_invisible)
+    report = synthesize(settings(adapter, mvtec, tmp_path / "one", count=1, min_visibility=1e-6))
+    assert (report["synthesized"], report["rejected"]) == (1, 2)
+    record = next(LabelledSet(tmp_path / "one").records())
+    assert np.array(Image.open(tmp_path / "one" / record["mask_file_name"])).astype(bool).sum() == 36
+    assert verify(tmp_path / "one", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
 
 
 def test_fills_are_asked_for_without_a_defect_and_none_is_rejected(adapter, mvtec, tmp_path):
@@ -124,7 +151,7 @@ def test_critic_ranks_the_candidates(adapter, mvtec, tmp_path, monkeypatch):
     for seed_index in range(4):
         synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "x", candidates=4))
         draw = synthesizer.draw(synthesis._plan(synthesizer.config, adapter)[0], 0, normal_images(mvtec, None))
-        scores.append(synthesizer.generate([draw])[0][seed_index].score)
+        scores.append(synthesizer.generate([draw])[0][0][seed_index].score)
     assert best["critic_score"] == pytest.approx(max(scores), abs=1e-4) and len(set(scores)) == 4
 
 

@@ -50,7 +50,7 @@ def test_products_with_a_side_are_not_turned(split):
     mask[10:20, 10:20] = True
     rises = []
     for kind in (source, turning):
-        windows = [kind._window(image, mask, mask, np.random.default_rng(seed))[0] for seed in range(12)]
+        windows = [kind._window(image, mask, np.random.default_rng(seed))[0] for seed in range(12)]
         rises.append([bool((x[0, :, -1] - x[0, :, 0]).mean() > 0.1) for x in windows])
     assert all(rises[0]) and not all(rises[1])
 
