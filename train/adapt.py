@@ -25,6 +25,7 @@ from sard_lora.pipelines.sard_inpaint import Box, crop_window
 from sard_lora.precision import bf16_is_fast
 from sard_lora.train.checkpoint import begin
 from sard_lora.train.corpus import Window, open_hole
+from sard_lora.train.decoder import train_decoder
 from sard_lora.train.inpainting import Batches, inpainting_loss
 from sard_lora.train.loop import load_average, train
 
@@ -60,8 +61,11 @@ class AdaptConfig:
     """Windows per step."""
     small_share: float = 0.5
     """Share of the steps, the first ones, on four times as many windows of half the side."""
+    decoder_steps: int | None = None
+    """Steps of the autoencoder's decoder, which learns the grain of the pictures; by default 300 where the whole UNet
+    is trained, 0 where a LoRA is: large autoencoders have learnt grain."""
     learning_rate: float | None = None
-    """Peak learning rate; by default 3e-4 for the whole UNet, 1e-4 for a LoRA."""
+    """Peak learning rate of the UNet; by default 3e-4 for the whole UNet, 1e-4 for a LoRA."""
     drawn_defects: float = 0.3
     """Share of windows with a procedural defect, so that the base does not forget what a defect is."""
     min_side: int = 64
@@ -124,6 +128,10 @@ def adapt(config: AdaptConfig) -> Path:
     loss = _loss(pipe, windows, config)
     train(work, pipe.unet, loss, config.steps, rate, bf16, config.checkpoint_every, warmup=min(50, config.steps))
     steps, minutes = load_average(work, pipe.unet)
+    decoder_steps = config.decoder_steps if config.decoder_steps is not None else 0 if lora else 300
+    if decoder_steps:
+        _, more = _train_decoder(pipe, windows, decoder_steps, bf16, work / "decoder", config)
+        minutes += more
     if lora:
         pipe.unet.fuse_lora()
         pipe.unet.unload_lora()
@@ -135,6 +143,7 @@ def adapt(config: AdaptConfig) -> Path:
         "data": fingerprint(normals),
         "method": "lora" if lora else "unet",
         "steps": steps,
+        "decoder_steps": decoder_steps,
         "minutes": round(minutes, 1),
         "settings": _settings(config),
     }
@@ -197,6 +206,22 @@ def _loss(
     return loss
 
 
+def _train_decoder(
+    pipe: StableDiffusionInpaintPipeline,
+    windows: "WindowsOfNormals",
+    steps: int,
+    bf16: bool,
+    folder: Path,
+    config: AdaptConfig,
+) -> tuple[int, float]:
+    side = max(64, windows.resolution // 2)
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        return (windows.crop(side, rng) * 255 + 0.5).astype(np.uint8)
+
+    return train_decoder(folder, pipe.vae, draw, steps, 8, 5e-4, bf16, config.checkpoint_every, config.seed)
+
+
 class WindowsOfNormals:
     """Draws windows of normal images under holes, some of them with a drawn defect."""
 
@@ -205,9 +230,14 @@ class WindowsOfNormals:
         self._image = lru_cache(maxsize=1024)(_load)
 
     def draw(self, pixels: int, rng: np.random.Generator) -> Window:
+        """A crop with a hole in it, often with a drawn defect in that."""
+        picture, hole, caption = open_hole(self.crop(pixels, rng), self.product, self.config.drawn_defects, rng)
+        return Window((picture * 255 + 0.5).astype(np.uint8), hole, caption)
+
+    def crop(self, pixels: int, rng: np.random.Generator) -> np.ndarray:
         """A square of any size between `min_side` and the image's shorter side, resized to the base's resolution.
 
-        Where `pixels` is less than that resolution, a part of such a square, `pixels` wide.
+        Where `pixels` is less than that resolution, a part of such a square: (pixels, pixels, 3) in 0..1.
         """
         config = self.config
         image = self._image(str(self.normals[rng.integers(len(self.normals))].image))
@@ -223,9 +253,7 @@ class WindowsOfNormals:
             crop = crop.flip(1)
         if config.rotate:
             crop = crop.rot90(int(rng.integers(4)), (1, 2))
-        picture = (crop.clamp(0, 255) / 255).permute(1, 2, 0).numpy()
-        picture, hole, caption = open_hole(picture, self.product, config.drawn_defects, rng)
-        return Window((picture * 255 + 0.5).astype(np.uint8), hole, caption)
+        return (crop.clamp(0, 255) / 255).permute(1, 2, 0).numpy()
 
 
 def _load(path: str) -> torch.Tensor:
@@ -241,6 +269,7 @@ def _settings(config: AdaptConfig) -> dict[str, Any]:
 
 def card(history: dict[str, Any]) -> str:
     """The model card of an adapted base."""
+    decoder = history["decoder_steps"] or "no"
     how = "the whole UNet" if history["method"] == "unet" else "a LoRA, folded into the UNet"
     return f"""---
 base_model: {history["adapted_from"]}
@@ -253,8 +282,9 @@ tags: [inpainting, stable-diffusion, surface-defects, sard]
 # {history["adapted_from"]}, continued on normal images of {history["product"]}
 
 An inpainting base that has seen what good parts of **{history["product"]}** look like: {history["images"]} normal
-images, no real defect. Trained: {how}, {history["steps"]} steps in {history["minutes"]:.0f} minutes; autoencoder and
-text encoder are those of {history["adapted_from"]} ({history["revision"]}). `adapted.json` holds every setting.
+images, no real defect. Trained: {how}, {history["steps"]} steps, and the autoencoder's decoder, {decoder} steps, in
+{history["minutes"]:.0f} minutes; encoder and text encoder are those of {history["adapted_from"]}
+({history["revision"]}). `adapted.json` holds every setting.
 
 It loads with plain diffusers (`StableDiffusionInpaintPipeline.from_pretrained`), and adapters are trained on it with
 `sard-lora train --base THIS_FOLDER`. Its licence is that of {history["adapted_from"]}, and of the images it saw.

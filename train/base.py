@@ -58,6 +58,8 @@ class BaseConfig:
     """Optimizer steps of the UNet and the text encoder."""
     vae_batch: int = 8
     """128-px crops a step."""
+    mixed_channels: float = 0.5
+    """Share of the first crops with mixed channels, which teach the autoencoder colour; 0 for one that knows it."""
     unet_batch: int = 16
     """256-px windows a step."""
     small_share: float = 0.75
@@ -126,7 +128,7 @@ def mix_channels(x: Tensor) -> Tensor:
 def train_vae(config: BaseConfig) -> None:
     """Train the autoencoder with L1, edges, colour and a trace of KL.
 
-    In the first quarter of the steps half of the crops have mixed channels, towards the middle ever fewer.
+    In the first quarter of the steps some crops have mixed channels, towards the middle ever fewer.
     """
     torch.manual_seed(config.seed)
     vae = make_vae()
@@ -140,7 +142,7 @@ def train_vae(config: BaseConfig) -> None:
         pictures = pool.at(step)
         crops = [draw_crop(pictures[i], 128, rng) for i in rng.integers(0, len(pictures), config.vae_batch)]
         x = to_tensor(crops).to(config.device)
-        strange = round(config.vae_batch * 0.5 * min(1.0, max(0.0, 2 - 4 * step / config.vae_steps)))
+        strange = round(config.vae_batch * config.mixed_channels * min(1.0, max(0.0, 2 - 4 * step / config.vae_steps)))
         x[:strange] = mix_channels(x)[:strange]
         posterior = model.encode(x).latent_dist
         latents = posterior.sample(torch.Generator(config.device).manual_seed(config.seed + step))

@@ -18,6 +18,7 @@ from sard_lora.train.joint import AdapterTrainConfig
 
 def settings(data, base, output, **changes) -> AdaptConfig:
     small = dict(steps=2, batch_size=2, pool=4, fresh=1, min_side=16, mixed_precision="no", cpu=True)
+    small["decoder_steps"] = 1
     return AdaptConfig(**small | dict(data=data, base=str(base), output=output) | changes)
 
 
@@ -99,7 +100,7 @@ def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):
 def test_the_command_is_two_words(mvtec, tiny_base, tmp_path, capsys):
     out = tmp_path / "adapted"
     flags = ["--base", str(tiny_base), "--data", str(mvtec), "--output", str(out), "--cpu", "true"]
-    assert main(["base", "adapt", *flags, "--steps", "1", "--batch_size", "1", "--pool", "1"]) == 0
+    assert main(["base", "adapt", *flags, "--steps", "1", "--batch_size", "1", "--pool", "1", "--decoder_steps", "1"]) == 0
     assert (out / "model_index.json").is_file()
     assert main(["base", "adapt", *flags]) == 1
     assert "exists already" in capsys.readouterr().err
