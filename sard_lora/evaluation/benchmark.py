@@ -23,6 +23,7 @@ from sard_lora.evaluation.methods import SetMaker, parse_method, split_names
 from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
 from sard_lora.evaluation.protocol import choose_pictures, finished_cell, run_cell
 from sard_lora.evaluation.segmenters import SegmenterName, SegmenterSize
+from sard_lora.evaluation.shortcut import shortcut_cell
 from sard_lora.layouts import Sample
 from sard_lora.train.adapt import AdaptConfig, adapt
 from sard_lora.train.segmenter import SegmenterConfig
@@ -64,6 +65,9 @@ class BenchmarkConfig:
     """Training steps of SegFormer."""
     bisenetv2_steps: int = 1500
     """Training steps of BiSeNet V2."""
+    fills: int = 0
+    """Fills of every method for the shortcut test (`sard_lora.evaluation.shortcut`), with the first segmenter and
+    seed; 0 leaves it out."""
     split: Literal["dev", "test"] = "test"
     """Which half of the held-back images: choices are made on dev, final figures on test."""
     device: str = "auto"
@@ -113,6 +117,9 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         cells.append(cell)
         write_text(config.output / "benchmark.json", json.dumps(_report(config, cells), indent=1) + "\n")
     report = _report(config, cells)
+    if config.fills:
+        report["shortcut"] = [row for category in categories for row in _shortcut_rows(config, category)]
+        write_text(config.output / "benchmark.json", json.dumps(report, indent=1) + "\n")
     write_text(config.output / "benchmark.md", markdown(report))
     shown = {category.name: choose_pictures(_tested(category, config)) for category in categories}
     predictions = {
@@ -200,6 +207,28 @@ def _sets(config: BenchmarkConfig, category: Category, split: Split, work: Path,
     )
 
 
+def _shortcut_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict[str, Any]]:
+    """How well fills are told from untouched normal images, in percent, for every method that writes."""
+    split, segmenter = few_shot_split(category, config.shots), split_names(config.segmenters)[0]
+    work = config.output / category.name
+    sets = _sets(config, category, split, work, 0)
+    for method in split_names(config.methods):
+        parts = parse_method(method)
+        if len(parts) > 1 or parts[0].kind == "real":
+            continue
+        title = f"{category.name}, {method}, shortcut"
+        figures = shortcut_cell(
+            work / "shortcut" / method / segmenter,
+            {"method": method},
+            title,
+            sets.fills(parts[0], config.fills),
+            split.normals,
+            config.training(segmenter, 0),
+        )
+        row = {"dataset": category.name, "method": method, "segmenter": segmenter, "fills": config.fills}
+        yield row | {name: round(100 * value, 3) for name, value in figures.items()}
+
+
 def _report(config: BenchmarkConfig, cells: Sequence[Cell]) -> dict[str, Any]:
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
@@ -251,5 +280,16 @@ def markdown(report: dict[str, Any]) -> str:
         for row in table["rows"]:
             texts = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
             lines.append(f"| {row['method']} | " + " | ".join(texts) + " |")
+        lines.append("")
+    if "shortcut" in report:
+        lines += [
+            "**Shortcut test: fills told from untouched images**",
+            "",
+            "| data set | method | AP | chance | AUROC |",
+        ]
+        lines += ["|---|---|---:|---:|---:|"]
+        for row in report["shortcut"]:
+            figures = " | ".join(f"{row[name]:.1f}" for name in ("ap", "chance", "auroc"))
+            lines.append(f"| {row['dataset']} | {row['method']} | {figures} |")
         lines.append("")
     return "\n".join(lines)

@@ -70,3 +70,12 @@ def test_bad_settings_are_named(mvtec):
     for wrong in ({"methods": "gan"}, {"segmenters": "vit"}, {"seeds": 0}, {"methods": ""}):
         with pytest.raises(ValueError, match=next(iter(wrong))[:6]):
             BenchmarkConfig(mvtec, **wrong)
+
+
+def test_the_shortcut_test_stands_in_table_and_page(small):
+    report = benchmark(BenchmarkConfig(**vars(small) | {"methods": "real,paste", "seeds": 1, "fills": 8}))
+    (row,) = report["shortcut"]
+    assert (row["method"], row["fills"]) == ("paste", 8)
+    assert 0 < row["chance"] < 100 and 0 <= row["ap"] <= 100
+    assert "| plate | paste |" in (small.output / "benchmark.md").read_text()
+    assert "Shortcut test" in (small.output / "index.html").read_text()

@@ -1,0 +1,65 @@
+"""The shortcut test: can a segmenter tell what a method wrote, where what it wrote is no defect?
+
+Normal regions are filled as the method fills them, with nothing that is a defect, and labelled as defects. A segmenter
+trained on that has only the writing itself to go by: its average precision on fresh fills, among untouched normal
+images, is the strength of the method's fingerprint. Chance is the share of filled pixels.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sard_lora.data import fingerprint
+from sard_lora.evaluation.protocol import finished_cell, run_cell
+from sard_lora.labelled import LabelledSet
+from sard_lora.layouts import GOOD, Sample
+from sard_lora.train.segmenter import SegmenterConfig
+
+
+def shortcut_cell(
+    folder: Path,
+    key: dict[str, Any],
+    title: str,
+    fills: Sequence[Sample],
+    normals: Sequence[Sample],
+    training: SegmenterConfig,
+) -> dict[str, float]:
+    """Train on one half of the fills, test on the other; what is found already is kept in `folder` under `key`.
+
+    No part is on both sides: normal images, and fills with them, are divided by group. Answers fractions: `ap`,
+    `auroc`, and the `chance` that `ap` has to be compared with.
+
+    Raises:
+        ValueError: too few normal images or fills to divide.
+    """
+    groups = sorted({sample.group for sample in normals})
+    first = set(groups[: len(groups) // 2])
+    side_of = {sample.image.name: sample.group in first for sample in normals}
+    source = {}
+    for root in {sample.image.parents[2] for sample in fills}:
+        for record in LabelledSet(root).records():
+            source[root / record["file_name"]] = Path(record["normal"]).name
+    trained = [sample for sample in fills if side_of[source[sample.image]]]
+    tested = [sample for sample in fills if not side_of[source[sample.image]]]
+    if not trained or not tested:
+        raise ValueError(f"{title}: {len(fills)} fills on {len(groups)} groups of normal images cannot be divided")
+    tested += [sample for sample in normals if sample.group not in first][: len(tested)]
+    kept = [sample for sample in normals if sample.group in first]
+    key = key | {"training": vars(training), "fills": fingerprint(fills), "test": fingerprint(tested)}
+    found = finished_cell(folder, key)
+    if found is None:
+        found = run_cell(folder, key, title, trained, kept, tested, (), training)
+    return {"ap": found["overall"]["ap"], "auroc": found["overall"]["auroc"], "chance": _filled_share(tested)}
+
+
+def _filled_share(samples: Sequence[Sample]) -> float:
+    filled = total = 0
+    for sample in samples:
+        with Image.open(sample.image) as image:
+            total += image.width * image.height
+        if sample.defect != GOOD:
+            filled += int(np.count_nonzero(Image.open(sample.mask)))
+    return filled / total
