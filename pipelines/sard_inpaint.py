@@ -27,7 +27,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from PIL import Image
 
 BACKGROUNDS = ("renoised", "frozen", "off")
-COMPOSITES = ("change", "defect", "pixels")
+COMPOSITES = ("change", "contrast", "defect", "pixels")
 REGIONS = ("window", "full")
 SETTINGS_FILE = "sard_config.json"
 
@@ -348,7 +348,8 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         background: "renoised" re-noises the known background at every step; "frozen" keeps it clean (SARD, literally);
             "off" is plain inpainting. Default: the loaded adapter's, else "renoised".
         composite: "change" adds D(z_0) − D(E(x)) to the image; "defect" adds it only where the same noise under the
-            negative prompt would have become something else (half as many UNet calls again); "pixels" writes D(z_0).
+            negative prompt would have become something else, "contrast" adds the difference to that (both take half as
+            many UNet calls again); "pixels" writes D(z_0).
         region: "window" generates in a square of `context` × the mask's bounding box (at least `min_side` pixels);
             "full" in the whole image. Defaults: the loaded adapter's, else 2.0 and 64.
         feather_width: pixels over which the change fades in, inside the mask.
@@ -407,7 +408,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             list(prompt) if prompt is not None else None,
             device,
             num_images_per_prompt,
-            self.do_classifier_free_guidance or composite == "defect",
+            self.do_classifier_free_guidance or composite in ("contrast", "defect"),
             list(negative_prompt) if negative_prompt is not None else None,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -451,7 +452,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             )
 
         good_latents = None
-        if composite == "defect" and output_type != "latent":
+        if composite in ("contrast", "defect") and output_type != "latent":
             self._guidance_scale = 1.0
             good_latents = denoise(negative_prompt_embeds, None)
             self._guidance_scale = guidance_scale
@@ -589,7 +590,8 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         round_trip = (reconstructed - x).abs().mean((1, 2, 3), keepdim=True).clamp(min=1 / 255)
         change = decoded - reconstructed
         if good_latents is not None:
-            change = change * defect_gate(decoded - self.decode_latents_to_images(good_latents), round_trip)
+            contrast = decoded - self.decode_latents_to_images(good_latents)
+            change = contrast if composite == "contrast" else change * defect_gate(contrast, round_trip)
         pixel_mask = windows.pixel_mask.float()
         inside = (change.abs().mean(1, keepdim=True) * pixel_mask).sum((1, 2, 3)) / pixel_mask.sum((1, 2, 3))
         visibility = (inside / round_trip.flatten()).tolist()

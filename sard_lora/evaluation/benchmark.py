@@ -19,16 +19,20 @@ import torch
 from sard_lora import bases
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
+from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
 from sard_lora.evaluation.methods import SetMaker, parse_method, split_names
 from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
 from sard_lora.evaluation.protocol import choose_pictures, finished_cell, run_cell
-from sard_lora.evaluation.segmenters import SegmenterName, SegmenterSize
+from sard_lora.evaluation.segmenters import SegmenterName, SegmenterSize, load_segmenter
 from sard_lora.evaluation.shortcut import shortcut_cell
-from sard_lora.layouts import Sample
+from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.adapt import AdaptConfig, adapt
 from sard_lora.train.segmenter import SegmenterConfig
 
 METHODS = "real,paste,cutpaste,draem,inpaint,sard,paste+real,sard+real"
+FIDELITY = ("background_error", "mask_agreement", "kernel_distance", "diversity")
+_FEATURES = ("real", "unet")
+"""Method and segmenter whose network gives the features of fidelity."""
 FIGURES = ("miou", "iou_defect", "pixel_acc", "ap", "auroc", "f1_max", "aupro")
 """Means over the defect types, in percent; `false_alarms` beside them is a count for each normal image."""
 
@@ -117,9 +121,10 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         cells.append(cell)
         write_text(config.output / "benchmark.json", json.dumps(_report(config, cells), indent=1) + "\n")
     report = _report(config, cells)
+    report["fidelity"] = [row for category in categories for row in _fidelity_rows(config, category)]
     if config.fills:
         report["shortcut"] = [row for category in categories for row in _shortcut_rows(config, category)]
-        write_text(config.output / "benchmark.json", json.dumps(report, indent=1) + "\n")
+    write_text(config.output / "benchmark.json", json.dumps(report, indent=1) + "\n")
     write_text(config.output / "benchmark.md", markdown(report))
     shown = {category.name: choose_pictures(_tested(category, config)) for category in categories}
     predictions = {
@@ -191,7 +196,8 @@ def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> I
                 anomalies = [sample for part in parts for sample in sets.samples(part)]
                 decoys = [sample for part in parts for sample in sets.decoys(part)]
                 title = f"{category.name}, seed {seed}, {method}, {segmenter}"
-                result = run_cell(folder, key, title, anomalies, split.normals, tested, shown, training, decoys)
+                keep = (method, segmenter) == _FEATURES
+                result = run_cell(folder, key, title, anomalies, split.normals, tested, shown, training, decoys, keep)
             yield Cell(category.name, seed, method, segmenter, folder, result)
 
 
@@ -205,6 +211,26 @@ def _sets(config: BenchmarkConfig, category: Category, split: Split, work: Path,
     return SetMaker(
         category, work / f"seed{seed}", base, seed, config.count, config.shots, {"steps": config.adapter_steps}, {}
     )
+
+
+def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict[str, Any]]:
+    """How exact and how real each set of the first seed is; nothing where no U-Net was trained on the real defects."""
+    split, work = few_shot_split(category, config.shots), config.output / category.name
+    if _FEATURES[0] not in split_names(config.methods) or _FEATURES[1] not in split_names(config.segmenters):
+        return
+    segmenter = load_segmenter(work / "cells" / "seed0" / _FEATURES[0] / _FEATURES[1] / "segmenter")
+    real = defect_features(segmenter, [sample for sample in _tested(category, config) if sample.defect != GOOD])
+    sets = _sets(config, category, split, work, 0)
+    for method in split_names(config.methods):
+        parts = parse_method(method)
+        if len(parts) > 1:
+            continue
+        samples = sets.samples(parts[0])
+        figures = feature_figures(real, defect_features(segmenter, samples))
+        if parts[0].kind != "real":
+            figures = exactness(samples, category.root) | figures
+        row = {"dataset": category.name, "method": method, "images": len(samples)}
+        yield row | {name: round(value, 4) for name, value in figures.items()}
 
 
 def _shortcut_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict[str, Any]]:
@@ -281,15 +307,16 @@ def markdown(report: dict[str, Any]) -> str:
             texts = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
             lines.append(f"| {row['method']} | " + " | ".join(texts) + " |")
         lines.append("")
-    if "shortcut" in report:
-        lines += [
-            "**Shortcut test: fills told from untouched images**",
-            "",
-            "| data set | method | AP | chance | AUROC |",
-        ]
-        lines += ["|---|---|---:|---:|---:|"]
-        for row in report["shortcut"]:
-            figures = " | ".join(f"{row[name]:.1f}" for name in ("ap", "chance", "auroc"))
-            lines.append(f"| {row['dataset']} | {row['method']} | {figures} |")
-        lines.append("")
+    extra = (
+        ("fidelity", "Fidelity of the sets, first seed", FIDELITY),
+        ("shortcut", "Shortcut test: fills told from untouched images", ("ap", "chance", "auroc")),
+    )
+    for name, title, figures in extra:
+        if report.get(name):
+            lines += [f"**{title}**", "", "| data set | method | " + " | ".join(figures) + " |"]
+            lines.append("|---|---|" + "---:|" * len(figures))
+            for row in report[name]:
+                texts = [f"{row[figure]:.3g}" if figure in row else "–" for figure in figures]
+                lines.append(f"| {row['dataset']} | {row['method']} | " + " | ".join(texts) + " |")
+            lines.append("")
     return "\n".join(lines)

@@ -42,7 +42,7 @@ def changed(result, image):
     return (np.asarray(result) != np.asarray(image)).any(-1)
 
 
-@pytest.mark.parametrize("composite", ["change", "defect", "pixels"])
+@pytest.mark.parametrize("composite", ["change", "contrast", "defect", "pixels"])
 @pytest.mark.parametrize("region", ["window", "full"])
 @pytest.mark.parametrize("background", ["frozen", "renoised", "off"])
 def test_background_is_bit_exact(pipe, background, region, composite):
@@ -204,7 +204,7 @@ def test_grey_and_one_valued_masks_are_understood(pipe):
         ({"image": [picture(64, 64)] * 3, "mask_image": [scratch(64, 64, 5)] * 2}, "3 images and 2 masks"),
         ({"prompt": ["a crack", "a hole"]}, "2 prompts for 1 images"),
         ({"background": "clean"}, "'clean' is not one of renoised, frozen, off"),
-        ({"composite": "paste"}, "is not one of change, defect, pixels"),
+        ({"composite": "paste"}, "is not one of change, contrast, defect, pixels"),
         ({"region": "crop"}, "is not one of window, full"),
         ({"output_type": "np"}, "is not one of pil, pt, latent"),
         ({"generator": [seeded(), seeded()]}, "2 generators for 1 images"),
@@ -240,13 +240,14 @@ def test_from_pipe_and_custom_pipeline_give_the_same(pipe, base, tmp_path):
     assert run(SardInpaintPipeline.from_pretrained(tmp_path / "copy")).equal(expected)
 
 
+@pytest.mark.parametrize("composite", ["contrast", "defect"])
 @pytest.mark.parametrize("scheduler", [None, DPMSolverMultistepScheduler])
-def test_where_the_defect_changes_nothing_nothing_is_written(pipe, scheduler):
+def test_where_the_defect_changes_nothing_nothing_is_written(pipe, scheduler, composite):
     """With the same words for defect and product both fills are one, and the part stays as it is, to the bit."""
     if scheduler is not None:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     image, mask = picture(90, 61), scratch(90, 61, 20)
-    settings = dict(image=image, mask_image=mask, composite="defect", num_inference_steps=3, guidance_scale=1.0)
+    settings = dict(image=image, mask_image=mask, composite=composite, num_inference_steps=3, guidance_scale=1.0)
     same = pipe("a part", negative_prompt="a part", generator=seeded(), **settings)
     assert np.array_equal(np.asarray(same.images[0]), np.asarray(image)) and same.visibility == [0.0]
     settings["guidance_scale"] = 30.0

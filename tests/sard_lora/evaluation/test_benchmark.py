@@ -74,6 +74,8 @@ def test_bad_settings_are_named(mvtec):
 
 def test_the_shortcut_test_stands_in_table_and_page(small):
     report = benchmark(BenchmarkConfig(**vars(small) | {"methods": "real,paste", "seeds": 1, "fills": 8}))
+    assert [row["method"] for row in report["fidelity"]] == ["real", "paste"]
+    assert report["fidelity"][1]["background_error"] == 0
     (row,) = report["shortcut"]
     assert (row["method"], row["fills"]) == ("paste", 8)
     assert 0 < row["chance"] < 100 and 0 <= row["ap"] <= 100

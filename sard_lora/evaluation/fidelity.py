@@ -1,0 +1,95 @@
+"""Fidelity of a synthetic set, beside what a segmenter learns from it: is it exact, is it on its label, is it real?
+
+No network is downloaded: features are those of the U-Net that was trained on the real defects, averaged over the
+defect, so that a small one counts as much as a large one and the background does not count.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
+
+from sard_lora.evaluation.segmenters import Segmenter
+from sard_lora.images import load_image, load_mask
+from sard_lora.labelled import LabelledSet
+from sard_lora.layouts import Sample
+
+CHANGED = 4.0
+"""Grey levels, mean over 3 × 3 pixels, from which a change counts as seen."""
+
+
+def exactness(samples: Sequence[Sample], root: Path) -> dict[str, float]:
+    """How synthetic images differ from their normal images, below `root`; means over the images.
+
+    - `background_error`: mean difference outside the label, in grey levels; 0 where nothing else was touched;
+    - `mask_agreement`: IoU, as a fraction, of the label with the region that can be seen to have changed.
+    """
+    records = {}
+    for folder in {sample.image.parents[2] for sample in samples}:
+        records |= {folder / record["file_name"]: record for record in LabelledSet(folder).records()}
+    errors, agreements = [], []
+    for sample in samples:
+        image = np.asarray(load_image(sample.image), np.float32)
+        normal = np.asarray(load_image(root / records[sample.image]["normal"]), np.float32)
+        label = np.asarray(Image.open(sample.mask)) > 0
+        difference = np.abs(image - normal).mean(2)
+        errors.append(float(difference[~label].mean()) if not label.all() else 0.0)
+        seen = ndimage.uniform_filter(difference, 3) > CHANGED
+        agreements.append(np.count_nonzero(seen & label) / np.count_nonzero(seen | label))
+    return {"background_error": float(np.mean(errors)), "mask_agreement": float(np.mean(agreements))}
+
+
+@torch.inference_mode()
+def defect_features(segmenter: Segmenter, samples: Sequence[Sample]) -> Tensor:
+    """Features (N, C) of the U-Net's four finest encoder levels, each the mean over a sample's defect.
+
+    Raises:
+        ValueError: the segmenter is no U-Net.
+    """
+    if segmenter.settings["name"] != "unet":
+        raise ValueError(f"features come from a unet, not from a {segmenter.settings['name']}")
+    network, seen = segmenter.network, []
+    hooks = [
+        layer.register_forward_hook(lambda _module, _input, output: seen.append(output.float()))
+        for layer in (network.conv_0, network.down_1, network.down_2, network.down_3)
+    ]
+    device, rows = next(segmenter.parameters()).device, []
+    try:
+        for sample in samples:
+            image = load_image(sample.image)
+            mask = torch.from_numpy(np.asarray(load_mask(sample.mask, image.size)) > 0).float()[None, None].to(device)
+            seen.clear()
+            segmenter(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device).float() / 255)
+            means = []
+            for features in seen:
+                weight = torch.nn.functional.adaptive_max_pool2d(mask, features.shape[-2:])
+                means.append((features * weight).sum((2, 3)) / weight.sum())
+            rows.append(torch.cat(means, 1).cpu())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(rows)
+
+
+def feature_figures(real: Tensor, synthetic: Tensor) -> dict[str, float]:
+    """Distance and diversity of features (N, C), both scaled so that every real channel has a deviation of 1.
+
+    - `kernel_distance`: the squared maximum mean discrepancy under the cubic kernel of KID (Bińkowski et al. 2018),
+      on these features; 0 for the same distribution;
+    - `diversity`: mean distance of two synthetic defects over that of two real ones; 1 is as diverse as real.
+    """
+    mean, deviation = real.mean(0), real.std(0) + 1e-6
+    real, synthetic = ((features - mean) / deviation for features in (real, synthetic))
+
+    def spread(features: Tensor) -> float:
+        return torch.pdist(features).mean().item()
+
+    return {
+        "kernel_distance": max(0.0, poly_mmd(real, synthetic).item()),
+        "diversity": spread(synthetic) / spread(real),
+    }
