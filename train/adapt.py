@@ -55,7 +55,7 @@ class AdaptConfig:
     """Train the whole UNet, or a LoRA that is then folded into it; auto: the whole of a UNet below 100 M parameters."""
     rank: int = 32
     """Rank of the LoRA."""
-    steps: int = 1000
+    steps: int = 800
     """Optimizer steps."""
     batch_size: int = 16
     """Windows per step."""

@@ -32,14 +32,19 @@ def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
 
 
 @torch.no_grad()
-def encode_window(vae: AutoencoderKL, window: Window) -> EncodedWindow:
-    """Encode a window and its masked picture, the posterior's mean of both."""
+def encode_window(vae: AutoencoderKL, window: Window, any_covered: bool = True) -> EncodedWindow:
+    """Encode a window and its masked picture, the posterior's mean of both.
+
+    A latent cell belongs to the mask where any pixel of it is covered, as RCD has it, or where its first pixel is, as
+    diffusers has it (nearest-neighbour resize).
+    """
     hole = torch.tensor(window.hole)[None, None].float()
     x = to_tensor([window.picture])
     pair = torch.cat([x, x * (1 - hole)]).to(vae.device, vae.dtype)  # hidden pixels are 0, as in diffusers
     latents, masked = vae.encode(pair).latent_dist.mode().float() * vae.config.scaling_factor
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    return EncodedWindow(latents, masked, latent_mask(hole, factor)[0].to(vae.device), window.caption)
+    mask = latent_mask(hole, factor) if any_covered else hole[..., ::factor, ::factor]
+    return EncodedWindow(latents, masked, mask[0].to(vae.device), window.caption)
 
 
 class Batches:
@@ -61,9 +66,10 @@ class Batches:
         seed: int,
     ):
         def encoded(of_side: int, times: int) -> Pool[EncodedWindow]:
-            return Pool(
-                lambda rng: encode_window(vae, draw(of_side, rng)), times * pool, times * fresh, 2 * seed + times // 4
-            )
+            def one(rng: np.random.Generator) -> EncodedWindow:
+                return encode_window(vae, draw(of_side, rng), any_covered=rng.random() < 0.5)
+
+            return Pool(one, times * pool, times * fresh, 2 * seed + times // 4)
 
         self.whole, self.small = encoded(side, 1), encoded(side // 2, 4)
         self.batch_size, self.small_steps = batch_size, small_steps
@@ -101,5 +107,5 @@ def inpainting_loss(
         model_input = torch.cat([model_input, m, masked], 1)
     output = unet(model_input.to(unet.dtype), t, words.to(unet.dtype)).sample.float()
     error = F.mse_loss(output, prediction_target(z0, noise, alpha_bar, prediction_type), reduction="none")
-    inside = (error * m).mean(1).sum((1, 2)) / m.sum((1, 2, 3))
+    inside = (error * m).mean(1).sum((1, 2)) / m.sum((1, 2, 3)).clamp(min=1)
     return 0.5 * error.mean() + 0.5 * inside.mean()

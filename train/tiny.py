@@ -191,7 +191,7 @@ windows with a defect (scratch, crack, pit, stain, hole, chip, missing piece, fi
 smear). No photograph was used, so no photograph's licence binds it.
 
 **How long**: autoencoder {vae.steps} steps of 8 crops, {vae.minutes:.0f} minutes; UNet and text encoder {unet.steps}
-steps of 16 windows, {unet.minutes:.0f} minutes; {machine}, shared with other work. Made by
+steps of 16 windows of 256 px or 64 of 128 px, {unet.minutes:.0f} minutes; {machine}, shared with other work. Made by
 `python -m sard_lora.train.base` in several runs, each started from the last one's weights; averaged (EMA) weights,
 velocity prediction, 10 % of the captions dropped.
 
@@ -200,10 +200,10 @@ without a defect". Other words are spelt in bytes and mean nothing to it until a
 at 32 tokens.
 
 **What it cannot do**: photographs of scenes, people, text; it fills holes in surfaces and parts and nothing else. Fine
-sensor grain does not survive the autoencoder, and faint tints come out fainter. Large holes come out smoother than
-their surroundings, regular patterns (weave, print) may lose step inside a hole, and unknown materials are continued
-only roughly: continue it on your own normal images (`sard-lora base adapt`), train an adapter, or use a large base.
-20 DDIM steps do.
+sensor grain does not survive the autoencoder. Large holes come out smoother than their surroundings, regular patterns
+(weave, print) may lose step inside a hole, and unknown materials are continued only roughly: continue it on your own
+normal images (`sard-lora base adapt`, which also teaches the decoder their grain), train an adapter, or use a large
+base. 20 DDIM steps do.
 
 Licence: Apache-2.0, as the rest of sard-lora.
 """
