@@ -62,7 +62,7 @@ class AdaptConfig:
     small_share: float = 0.5
     """Share of the steps, the first ones, on four times as many windows of half the side."""
     decoder_steps: int | None = None
-    """Steps of the autoencoder's decoder, which learns the grain of the pictures; by default 300 where the whole UNet
+    """Steps of the autoencoder's decoder, which learns the grain of the pictures; by default 600 where the whole UNet
     is trained, 0 where a LoRA is: large autoencoders have learnt grain."""
     learning_rate: float | None = None
     """Peak learning rate of the UNet; by default 3e-4 for the whole UNet, 1e-4 for a LoRA."""
@@ -128,7 +128,7 @@ def adapt(config: AdaptConfig) -> Path:
     loss = _loss(pipe, windows, config)
     train(work, pipe.unet, loss, config.steps, rate, bf16, config.checkpoint_every, warmup=min(50, config.steps))
     steps, minutes = load_average(work, pipe.unet)
-    decoder_steps = config.decoder_steps if config.decoder_steps is not None else 0 if lora else 300
+    decoder_steps = config.decoder_steps if config.decoder_steps is not None else 0 if lora else 600
     if decoder_steps:
         _, more = _train_decoder(pipe, windows, decoder_steps, bf16, work / "decoder", config)
         minutes += more
