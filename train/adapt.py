@@ -31,6 +31,8 @@ from sard_lora.train.loop import load_average, train
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut")
 LOG = "log.jsonl"
+DIRECTED = 1.25
+"""Ratio of the grey steps along one axis to those along the other from which pictures have a direction."""
 SMALL = 100_000_000
 """Up to so many parameters the whole UNet is trained."""
 
@@ -59,7 +61,7 @@ class AdaptConfig:
     """Optimizer steps."""
     batch_size: int = 16
     """Windows per step."""
-    small_share: float = 0.5
+    small_share: float = 0.3
     """Share of the steps, the first ones, on four times as many windows of half the side."""
     decoder_steps: int | None = None
     """Steps of the autoencoder's decoder, which learns the grain of the pictures; by default 600 where the whole UNet
@@ -74,8 +76,9 @@ class AdaptConfig:
     """Mirror windows left to right; off for products with a side."""
     flip_vertical: bool = True
     """Mirror windows top to bottom."""
-    rotate: bool = True
-    """Turn windows by quarter turns."""
+    rotate: bool | None = None
+    """Turn windows by quarter turns; by default unless the pictures have a direction, as brushed metal or cells with
+    bars do."""
     pool: int = 256
     """Encoded windows held in memory, of which batches are drawn."""
     fresh: int = 2
@@ -144,6 +147,7 @@ def adapt(config: AdaptConfig) -> Path:
         "method": "lora" if lora else "unet",
         "steps": steps,
         "decoder_steps": decoder_steps,
+        "rotate": windows.rotate,
         "minutes": round(minutes, 1),
         "settings": _settings(config),
     }
@@ -228,6 +232,9 @@ class WindowsOfNormals:
     def __init__(self, normals: Sequence[Sample], product: str, resolution: int, config: AdaptConfig) -> None:
         self.normals, self.product, self.resolution, self.config = normals, product, resolution, config
         self._image = lru_cache(maxsize=1024)(_load)
+        self.rotate = config.rotate
+        if config.rotate is None:
+            self.rotate = not has_direction([self._image(str(s.image)) for s in normals[:: -(-len(normals) // 32)]])
 
     def draw(self, pixels: int, rng: np.random.Generator) -> Window:
         """A crop with a hole in it, often with a drawn defect in that."""
@@ -251,14 +258,21 @@ class WindowsOfNormals:
             crop = crop.flip(2)
         if config.flip_vertical and rng.random() < 0.5:
             crop = crop.flip(1)
-        if config.rotate:
+        if self.rotate:
             crop = crop.rot90(int(rng.integers(4)), (1, 2))
         return (crop.clamp(0, 255) / 255).permute(1, 2, 0).numpy()
 
 
+def has_direction(images: Sequence[torch.Tensor]) -> bool:
+    """Whether pictures (3, H, W) change much more along one axis than along the other."""
+    steps = [[image.diff(dim=axis).abs().mean() + 1e-3 for axis in (1, 2)] for image in images]
+    ratios = torch.stack([down / across for down, across in steps])
+    return bool(ratios.median().log().abs() > np.log(DIRECTED))
+
+
 def _load(path: str) -> torch.Tensor:
     """An image as (3, H, W) float in 0..255."""
-    return torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1).float()
 
 
 def _settings(config: AdaptConfig) -> dict[str, Any]:
