@@ -123,5 +123,11 @@ class LabelledSet:
         return [path for path in _visible(self.root / "test", "*/*.png") if path.parent.name != GOOD]
 
 
+def records_by_image(images: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """The records of all sets that these images lie in, by the images' paths."""
+    roots = {image.parents[2] for image in images}
+    return {root / record["file_name"]: record for root in sorted(roots) for record in LabelledSet(root).records()}
+
+
 def _visible(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))

@@ -91,8 +91,9 @@ class BaseConfig:
         for name in ("vae_batch", "unet_batch", "pool", "fresh", "checkpoint_every", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not 0 <= self.small_share <= 1:
-            raise ValueError(f"small_share={self.small_share}: has to lie in [0, 1]")
+        for name in ("mixed_channels", "small_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: has to lie in [0, 1]")
         if self.export is None:
             self.export = self.output / "sard-tiny"
 

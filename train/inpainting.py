@@ -52,6 +52,9 @@ class Batches:
 
     A small window costs a quarter and teaches as much of how to go on with what is around a hole; whole ones then teach
     the scale that will be used. `draw(side, rng)` draws one window. What step k holds depends on nothing but k.
+
+    Half of the masks are diffusers' own: a network that never saw them takes the grey of half-covered cells for the
+    picture, and fills holes with grey blobs there.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from sard_lora.evaluation.segmenters import Segmenter
 from sard_lora.images import load_image, load_mask
-from sard_lora.labelled import LabelledSet
+from sard_lora.labelled import records_by_image
 from sard_lora.layouts import Sample
 
 CHANGED = 4.0
@@ -29,9 +29,7 @@ def exactness(samples: Sequence[Sample], root: Path) -> dict[str, float]:
     - `background_error`: mean difference outside the label, in grey levels; 0 where nothing else was touched;
     - `mask_agreement`: IoU, as a fraction, of the label with the region that can be seen to have changed.
     """
-    records = {}
-    for folder in {sample.image.parents[2] for sample in samples}:
-        records |= {folder / record["file_name"]: record for record in LabelledSet(folder).records()}
+    records = records_by_image(sample.image for sample in samples)
     errors, agreements = [], []
     for sample in samples:
         image = np.asarray(load_image(sample.image), np.float32)

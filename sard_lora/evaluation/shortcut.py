@@ -14,7 +14,7 @@ from PIL import Image
 
 from sard_lora.data import fingerprint
 from sard_lora.evaluation.protocol import finished_cell, run_cell
-from sard_lora.labelled import LabelledSet
+from sard_lora.labelled import records_by_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.segmenter import SegmenterConfig
 
@@ -38,12 +38,10 @@ def shortcut_cell(
     groups = sorted({sample.group for sample in normals})
     first = set(groups[: len(groups) // 2])
     side_of = {sample.image.name: sample.group in first for sample in normals}
-    source = {}
-    for root in {sample.image.parents[2] for sample in fills}:
-        for record in LabelledSet(root).records():
-            source[root / record["file_name"]] = Path(record["normal"]).name
-    trained = [sample for sample in fills if side_of[source[sample.image]]]
-    tested = [sample for sample in fills if not side_of[source[sample.image]]]
+    records = records_by_image(sample.image for sample in fills)
+    trained, tested = [], []
+    for sample in fills:
+        (trained if side_of[Path(records[sample.image]["normal"]).name] else tested).append(sample)
     if not trained or not tested:
         raise ValueError(f"{title}: {len(fills)} fills on {len(groups)} groups of normal images cannot be divided")
     tested += [sample for sample in normals if sample.group not in first][: len(tested)]
