@@ -23,7 +23,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from skimage.restoration import inpaint_biharmonic
 
 from sard_lora import bases
-from sard_lora.adapter import prompts_for
+from sard_lora.adapter_config import prompts_for
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.config import parse
 from sard_lora.data import Category, few_shot_split, open_category

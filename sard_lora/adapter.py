@@ -12,100 +12,24 @@ Only safetensors, JSON and PNG are read; nothing is ever unpickled.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
 
 from sard_lora import bases
+from sard_lora.adapter_config import AdapterConfig
 from sard_lora.atomic import atomic_folder
+from sard_lora.card import write_card
 from sard_lora.critic import MaskGuidedCritic
-from sard_lora.data import GOOD
 from sard_lora.masks import MaskBank
 from sard_lora.pipelines import sard_inpaint
 from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE, SardInpaintPipeline
 
-FORMAT_VERSION = 1
 LORA_FILE = "pytorch_lora_weights.safetensors"
 CRITIC_FILE = "critic.safetensors"
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sard-lora")
-
-
-def prompts_for(category: str, defects: list[str] | tuple[str, ...]) -> dict[str, str]:
-    """The prompt of every defect, and of the product without one (key "good")."""
-    product = category.replace("_", " ").replace("-", " ")
-    prompts = {GOOD: f"a photo of a {product} without a defect"}
-    return prompts | {d: f"a photo of a {product} with a {d.replace('_', ' ')} defect" for d in defects}
-
-
-@dataclass
-class BaseReference:
-    """The base that an adapter was trained on, and belongs to."""
-
-    id: str
-    revision: str
-    """Commit on the Hub, or a fingerprint of the UNet's weights."""
-    adapted_from: str | None
-    """Where the base was continued on normal images: from which one."""
-    resolution: int
-    signature: dict[str, Any]
-
-
-@dataclass
-class SamplingSettings:
-    """How the adapter wants to be sampled: the same windows and background as in training."""
-
-    background: str = "renoised"
-    """Background mode of RCD: renoised, frozen or off."""
-    context: float = 2.0
-    """Side of the window over the longer side of the mask's bounding box."""
-    min_side: int = 64
-    """Smallest window, in image pixels."""
-    guidance_scale: float = 3.0
-    """Defect guidance against the no-defect prompt; 1 is none."""
-    num_inference_steps: int = 20
-    """Steps of the reverse diffusion."""
-
-    def arguments(self, resolution: int) -> dict[str, Any]:
-        """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels."""
-        return asdict(self) | {"height": resolution, "width": resolution}
-
-
-@dataclass
-class AdapterConfig:
-    """`sard_config.json`."""
-
-    category: str
-    defects: list[str]
-    prompts: dict[str, str]
-    base: BaseReference
-    sampling: SamplingSettings
-    training: dict[str, Any]
-    data: dict[str, Any]
-    critic_grid: int | None = None
-    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in LIBRARIES})
-    format_version: int = FORMAT_VERSION
-
-    @classmethod
-    def read(cls, folder: Path) -> "AdapterConfig":
-        """Raises ValueError for a folder that is no adapter, or one of a newer format."""
-        path = folder / SETTINGS_FILE
-        if not path.is_file():
-            raise ValueError(
-                f"{folder}: not an adapter folder ({SETTINGS_FILE} is missing). Train one: sard-lora train"
-            )
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("format_version", 0) > FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: format {content['format_version']} is newer than this sard-lora reads: upgrade it"
-            )
-        content["base"] = BaseReference(**content["base"])
-        content["sampling"] = SamplingSettings(**content["sampling"])
-        return cls(**content)
 
 
 @dataclass(frozen=True)
@@ -183,49 +107,5 @@ def save_adapter(
         shutil.copyfile(sard_inpaint.__file__, temporary / "pipeline.py")
         if samples is not None:
             shutil.copyfile(samples, temporary / "samples.png")
-        (temporary / "README.md").write_text(card(config, has_samples=samples is not None), encoding="utf-8")
+        write_card(temporary)
     return Adapter.load(folder)
-
-
-def card(config: AdapterConfig, has_samples: bool) -> str:
-    """The model card (README.md of the folder), with the Hub's metadata."""
-    shots = "\n".join(f"| {defect} | {config.data['shots'].get(defect, 0)} |" for defect in config.defects)
-    origin = f", continued from {config.base.adapted_from} on normal images" if config.base.adapted_from else ""
-    picture = "![normal image, mask, result](samples.png)\n\n" if has_samples else ""
-    return f"""---
-base_model: {config.base.id}
-base_model_relation: adapter
-library_name: diffusers
-pipeline_tag: image-to-image
-tags: [lora, inpainting, anomaly-synthesis, defect-detection, sard]
----
-
-# Defects of {config.category}: a sard-lora adapter
-
-Writes {", ".join(config.defects)} into the masked region of a normal image of **{config.category}**; every other
-pixel stays as it was.
-
-{picture}```python
-from sard_lora import SardInpaintPipeline
-
-pipe = SardInpaintPipeline.from_pretrained("{config.base.id}")
-pipe.load_lora_weights("THIS_FOLDER")
-image = pipe("{config.prompts[config.defects[0]]}", image=normal, mask_image=mask,
-             negative_prompt="{config.prompts[GOOD]}").images[0]
-```
-
-Or a whole labelled data set:
-`sard-lora synthesize --adapter THIS_FOLDER --data NORMAL_IMAGES --count 1000 --output OUT`.
-
-| defect | images trained on |
-|---|---|
-{shots}
-
-Base: {config.base.id}{origin} ({config.base.revision}), {config.base.signature["in_channels"]} input channels,
-{config.base.resolution} px.
-Trained for {config.training["steps"]} steps at a total batch of {config.training["total_batch_size"]} in
-{config.training["seconds"] / 60:.0f} minutes. Background mode: {config.sampling.background}.
-
-Limits: it knows the defects it saw, on this product. Measure what a segmenter learns from it before you rely on it
-(`sard-lora evaluate`).
-"""

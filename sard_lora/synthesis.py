@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from sard_lora.adapter import Adapter, SamplingSettings
+from sard_lora.adapter import Adapter
+from sard_lora.adapter_config import SamplingSettings
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.critic import rank_score
 from sard_lora.data import normal_images

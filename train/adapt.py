@@ -72,6 +72,8 @@ class AdaptConfig:
     """Share of windows with a procedural defect, so that the base does not forget what a defect is."""
     min_side: int = 64
     """Smallest window, in image pixels; the largest is the image's shorter side."""
+    whole_share: float = 0.5
+    """Share of windows of that largest size: what a product looks like as a whole is learnt from them."""
     flip_horizontal: bool = True
     """Mirror windows left to right; off for products with a side."""
     flip_vertical: bool = True
@@ -102,7 +104,7 @@ class AdaptConfig:
         for name in ("steps", "batch_size", "rank", "min_side", "pool", "fresh", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
-        for name in ("drawn_defects", "small_share"):
+        for name in ("drawn_defects", "small_share", "whole_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to lie in [0, 1]")
 
@@ -251,6 +253,8 @@ class WindowsOfNormals:
         height, width = image.shape[1:]
         shorter = min(height, width)
         side = np.exp(rng.uniform(np.log(min(config.min_side, shorter)), np.log(shorter)))
+        if rng.random() < config.whole_share:
+            side = shorter
         side = max(1, round(side * pixels / self.resolution))
         box = Box(int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side, side)
         crop = crop_window(image, box, (pixels, pixels))

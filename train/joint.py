@@ -16,7 +16,7 @@ from diffusers.utils.import_utils import is_xformers_available
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
 from sard_lora import bases
-from sard_lora.adapter import AdapterConfig, BaseReference, SamplingSettings, prompts_for
+from sard_lora.adapter_config import AdapterConfig, BaseReference, SamplingSettings, prompts_for
 from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep_grid
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.layouts import GOOD

@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from sard_lora.adapter_config import AdapterConfig
 from sard_lora.atomic import atomic_folder, make_folder, write_text
+from sard_lora.card import EVALUATION_FILE, evaluation_summary, write_card
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.evaluation.baselines import write_baseline
 from sard_lora.evaluation.leaks import refuse_leaks
@@ -53,6 +55,8 @@ class EvaluateConfig(SegmenterConfig):
     """Real images a defect that may be trained on; by default a third of the groups."""
     paste_count: int = 100
     """Pasted images of each defect; where a synthetic set is given, as many as that has instead."""
+    adapter: Path | None = None
+    """Adapter that made the synthetic set: its card gets the figures."""
     output: Path = Path("reports/evaluation")
     """Folder for report.json, index.html and the finished methods."""
 
@@ -95,6 +99,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     tested = split.test if config.split == "test" else split.dev
     if not any(sample.defect != GOOD for sample in tested):
         raise ValueError(f"{category.root}: no defects on the {config.split} side; add images of other parts")
+    if config.adapter is not None:
+        _require_same_shots(config.adapter, split)
     synthetic = _synthetic_samples(config, category, split)
     pasted = _pasted_samples(config, split, synthetic)
     sources = {"real": split.train, "paste": pasted, "sard": synthetic}
@@ -124,10 +130,23 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             cells[name], key, name, anomalies, split.normals, tested, shown, config.training, keep_segmenter=True
         )
         write_text(config.output / "report.json", json.dumps(report, indent=1))
+    if config.adapter is not None:
+        write_text(config.adapter / EVALUATION_FILE, json.dumps(evaluation_summary(report), indent=2) + "\n")
+        write_card(config.adapter)
     write_page(config.output / "index.html", report, shown, {n: cell / "predictions" for n, cell in cells.items()})
     print(f"mean of the defect types on {len(tested)} {config.split} images, in percent:\n{text_table(report)}")
     print(f"look at {config.output / 'index.html'}")
     return report
+
+
+def _require_same_shots(folder: Path, split: Split) -> None:
+    """Raises ValueError for an adapter that was trained on other images than this split's training side."""
+    trained_on = AdapterConfig.read(folder).data["fingerprint"]
+    if trained_on != fingerprint([*split.train, *split.normals]):
+        raise ValueError(
+            f"{folder}: was trained on other images than this test leaves to training, so its figures would not be "
+            "its own. Give the same data set and shots as in `sard-lora train`, or leave --adapter out"
+        )
 
 
 def choose_pictures(tested: Sequence[Sample], count: int = _PICTURES) -> list[Sample]:

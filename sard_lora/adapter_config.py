@@ -1,0 +1,86 @@
+"""`sard_config.json`: all that sampling with an adapter needs to know, and how the adapter was trained."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sard_lora.layouts import GOOD
+from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE
+
+FORMAT_VERSION = 1
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sard-lora")
+
+
+def prompts_for(category: str, defects: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """The prompt of every defect, and of the product without one (key "good")."""
+    product = category.replace("_", " ").replace("-", " ")
+    prompts = {GOOD: f"a photo of a {product} without a defect"}
+    return prompts | {d: f"a photo of a {product} with a {d.replace('_', ' ')} defect" for d in defects}
+
+
+@dataclass
+class BaseReference:
+    """The base that an adapter was trained on, and belongs to."""
+
+    id: str
+    revision: str
+    """Commit on the Hub, or a fingerprint of the UNet's weights."""
+    adapted_from: str | None
+    """Where the base was continued on normal images: from which one."""
+    resolution: int
+    signature: dict[str, Any]
+
+
+@dataclass
+class SamplingSettings:
+    """How the adapter wants to be sampled: the same windows and background as in training."""
+
+    background: str = "renoised"
+    """Background mode of RCD: renoised, frozen or off."""
+    context: float = 2.0
+    """Side of the window over the longer side of the mask's bounding box."""
+    min_side: int = 64
+    """Smallest window, in image pixels."""
+    guidance_scale: float = 3.0
+    """Defect guidance against the no-defect prompt; 1 is none."""
+    num_inference_steps: int = 20
+    """Steps of the reverse diffusion."""
+
+    def arguments(self, resolution: int) -> dict[str, Any]:
+        """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels."""
+        return asdict(self) | {"height": resolution, "width": resolution}
+
+
+@dataclass
+class AdapterConfig:
+    """`sard_config.json`."""
+
+    category: str
+    defects: list[str]
+    prompts: dict[str, str]
+    base: BaseReference
+    sampling: SamplingSettings
+    training: dict[str, Any]
+    data: dict[str, Any]
+    critic_grid: int | None = None
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in LIBRARIES})
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def read(cls, folder: Path) -> "AdapterConfig":
+        """Raises ValueError for a folder that is no adapter, or one of a newer format."""
+        path = folder / SETTINGS_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{folder}: not an adapter folder ({SETTINGS_FILE} is missing). Train one: sard-lora train"
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format_version", 0) > FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: format {content['format_version']} is newer than this sard-lora reads: upgrade it"
+            )
+        content["base"] = BaseReference(**content["base"])
+        content["sampling"] = SamplingSettings(**content["sampling"])
+        return cls(**content)

@@ -1,0 +1,85 @@
+"""The model card: what an engineer and the Hub read of an adapter."""
+
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+
+from sard_lora.adapter_config import AdapterConfig
+from sard_lora.card import adapter_card, write_card
+from sard_lora.data import few_shot_split, open_category
+from sard_lora.evaluation.baselines import write_baseline
+from sard_lora.evaluation.protocol import EvaluateConfig, evaluate
+from sard_lora.labelled import LabelledSet
+
+
+def read(folder) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def evaluation(adapter, mvtec, tmp_path, **changes) -> EvaluateConfig:
+    split = few_shot_split(open_category(mvtec))
+    made = LabelledSet(tmp_path / "synthetic")
+    write_baseline("paste", split.train, split.normals, made, {"hole": 2, "scratch": 2})
+    tiny = {"steps": 1, "batch_size": 2, "crop": 32, "device": "cpu", "methods": "real,sard"}
+    return EvaluateConfig(
+        test=mvtec, train=made.root, output=tmp_path / "report", adapter=adapter.folder, **tiny | changes
+    )
+
+
+def test_card_tells_defects_shots_prompts_and_how_to_load(adapter):
+    text = read(adapter.folder)
+    assert "hole (2), scratch (2)" in text and "Nobody has measured" in text
+    assert all(prompt in text for prompt in adapter.config.prompts.values())
+    write_card(adapter.folder, name="user/plate", license="cc-by-4.0")
+    assert 'load_lora_weights("user/plate")' in read(adapter.folder)
+    assert ModelCard(read(adapter.folder)).data.license == "cc-by-4.0"
+
+
+def test_card_says_what_the_folder_does_not_hold(adapter):
+    assert "--masks perlin" not in read(adapter.folder)
+    shutil.rmtree(adapter.folder / "masks")
+    (adapter.folder / "critic.safetensors").unlink()
+    write_card(adapter.folder)
+    text = read(adapter.folder)
+    assert "bring masks of your own" in text and "--masks perlin" in text
+    assert "rank candidates | no |" in text and "samples.png" not in text
+
+
+def test_figures_of_an_evaluation_are_in_the_card_and_its_metadata(adapter, mvtec, tmp_path):
+    report = evaluate(evaluation(adapter, mvtec, tmp_path))
+    text, figures = read(adapter.folder), report["methods"]["sard"]["mean_of_defects"]
+    assert f"| {100 * figures['miou']:.1f} | {100 * figures['iou_defect']:.1f} |" in text
+    assert "Nobody has measured" not in text and "the few real defects" in text
+    values = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
+    assert values == {
+        "mean_iou": round(100 * figures["miou"], 1),
+        "average_precision": round(100 * figures["ap"], 1),
+    }
+
+
+def test_figures_of_an_adapter_trained_on_other_images_are_refused(adapter, mvtec, tmp_path):
+    before = read(adapter.folder)
+    with pytest.raises(ValueError, match="was trained on other images"):
+        evaluate(evaluation(adapter, mvtec, tmp_path, shots=1))
+    assert read(adapter.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("base", "adapted_from", "named"),
+    [
+        ("sard-tiny", None, "sard-tiny"),
+        ("sd15-inpainting", None, "stable-diffusion-v1-5/stable-diffusion-inpainting"),
+        ("user/base", None, "user/base"),
+        ("FOLDER", "sard-tiny", "sard-tiny"),
+        ("FOLDER", None, None),
+    ],
+)
+def test_metadata_name_a_base_that_strangers_can_load(adapter, tmp_path, base, adapted_from, named):
+    config = AdapterConfig.read(adapter.folder)
+    config.base.id = base.replace("FOLDER", str(tmp_path))
+    config.base.adapted_from = adapted_from
+    data = ModelCard(adapter_card(config, {"masks"})).data
+    assert data.base_model == named
+    assert (data.library_name, data.pipeline_tag) == ("diffusers", "image-to-image")
+    assert data.get("base_model_relation") == ("adapter" if named else None)
