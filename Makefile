@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # Threads that wait asleep: with spinning ones, a second process on the machine slows torch down many times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test lint clean
+.PHONY: install demo notebooks test lint clean
 
 install: $(INSTALLED)
 
@@ -18,6 +18,9 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(VENV)/bin/sard-lora demo --output runs/demo
+
+notebooks: $(INSTALLED)
+	$(VENV)/bin/python notebooks/execute.py --output runs/notebooks
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

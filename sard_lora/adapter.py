@@ -24,6 +24,7 @@ from sard_lora.adapter_config import AdapterConfig
 from sard_lora.atomic import atomic_folder
 from sard_lora.card import write_card
 from sard_lora.critic import MaskGuidedCritic
+from sard_lora.display import adapter_html
 from sard_lora.masks import MaskBank
 from sard_lora.pipelines import sard_inpaint
 from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE, SardInpaintPipeline
@@ -49,6 +50,9 @@ class Adapter:
                 f"{folder / LORA_FILE}: missing; the adapter is incomplete. Train it again, or copy it whole"
             )
         return cls(folder, config)
+
+    def _repr_html_(self) -> str:
+        return adapter_html(self.folder, self.config)
 
     def prompt(self, defect: str) -> str:
         """The prompt of a defect, or of the product without one ("good")."""

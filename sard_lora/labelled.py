@@ -19,6 +19,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sard_lora.atomic import atomic_file, write_text
+from sard_lora.data import open_category
+from sard_lora.display import samples_html
 from sard_lora.layouts import GOOD, Sample
 
 RECORD_KEY = "sard"
@@ -33,6 +35,9 @@ class LabelledSet:
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
+
+    def _repr_html_(self) -> str:
+        return samples_html(f"Labelled set {self.root}", open_category(self.root).anomalies if self.count else ())
 
     def has(self, defect: str, name: str) -> bool:
         """Whether this image, its mask and its record are all there."""
