@@ -3,11 +3,11 @@
     python notebooks/execute.py --output runs/notebooks [1_train_an_adapter ...]
 
 The executed copies, with their pictures, are `OUTPUT/NAME.ipynb`. They share a working folder, so the adapter that the
-first one trains serves the others. The last one shares on a Hub that runs on this machine only, for as long as it takes.
+first one trains serves the others. The last one shares on a Hub that runs
+on this machine only.
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path

@@ -61,13 +61,13 @@ class AdaptConfig:
     """Optimizer steps."""
     batch_size: int = 16
     """Windows per step."""
-    small_share: float = 0.3
+    small_share: float = 0.2
     """Share of the steps, the first ones, on four times as many windows of half the side."""
     decoder_steps: int | None = None
-    """Steps of the autoencoder's decoder, which learns the grain of the pictures; by default 600 where the whole UNet
+    """Steps of the autoencoder's decoder, which learns the grain of the pictures; by default 300 where the whole UNet
     is trained, 0 where a LoRA is: large autoencoders have learnt grain."""
     learning_rate: float | None = None
-    """Peak learning rate of the UNet; by default 3e-4 for the whole UNet, 1e-4 for a LoRA."""
+    """Peak learning rate of the UNet; by default 7e-4 for the whole UNet, 1e-4 for a LoRA."""
     drawn_defects: float = 0.3
     """Share of windows with a procedural defect, so that the base does not forget what a defect is."""
     min_side: int = 64
@@ -83,7 +83,7 @@ class AdaptConfig:
     bars do."""
     pool: int = 256
     """Encoded windows held in memory, of which batches are drawn."""
-    fresh: int = 2
+    fresh: int = 1
     """New windows drawn a step."""
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
     """bf16, no (fp32), or auto: bf16 where it is fast."""
@@ -129,11 +129,11 @@ def adapt(config: AdaptConfig) -> Path:
     product = config.product or (config.category or config.data.resolve().name).replace("_", " ").replace("-", " ")
     windows = WindowsOfNormals(normals, product, base.resolution, config)
     bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and bf16_is_fast(device))
-    rate = config.learning_rate or (1e-4 if lora else 3e-4)
+    rate = config.learning_rate or (1e-4 if lora else 7e-4)
     loss = _loss(pipe, windows, config)
     train(work, pipe.unet, loss, config.steps, rate, bf16, config.checkpoint_every, warmup=min(50, config.steps))
     steps, minutes = load_average(work, pipe.unet)
-    decoder_steps = config.decoder_steps if config.decoder_steps is not None else 0 if lora else 600
+    decoder_steps = config.decoder_steps if config.decoder_steps is not None else 0 if lora else 300
     if decoder_steps:
         _, more = _train_decoder(pipe, windows, decoder_steps, bf16, work / "decoder", config)
         minutes += more
