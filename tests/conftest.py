@@ -96,6 +96,23 @@ def tiny_base(tmp_path_factory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("bases") / "nine")
 
 
+@pytest.fixture
+def adapter(mvtec: Path, tiny_base: Path, tmp_path: Path):
+    """An untrained adapter with a critic and the mask bank of two defects."""
+    from accelerate import Accelerator
+
+    from sard_lora.adapter import save_adapter
+    from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
+
+    config = AdapterTrainConfig(
+        data=mvtec, output=tmp_path / "adapter", base=str(tiny_base), rank=4, critic_channels=8, min_side=16, cpu=True
+    )
+    trainer = AdapterTrainer(config, Accelerator(cpu=True))
+    return save_adapter(
+        config.output, trainer.adapter_config(1.0), trainer.pipe.unet, trainer.critic_model, trainer.source.bank
+    )
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator_state():
     """accelerate keeps one state a process; every test starts without it."""

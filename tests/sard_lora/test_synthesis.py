@@ -4,28 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from accelerate import Accelerator
 from PIL import Image
 
 from sard_lora import synthesis
-from sard_lora.adapter import Adapter, save_adapter
 from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.synthesis import SynthesizeConfig, Synthesizer, synthesize, verify
-from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
-
-
-@pytest.fixture
-def adapter(mvtec, tiny_base, tmp_path) -> Adapter:
-    """An untrained adapter with a critic and the mask bank of two defects."""
-    config = AdapterTrainConfig(
-        data=mvtec, output=tmp_path / "adapter", base=str(tiny_base), rank=4, critic_channels=8, min_side=16, cpu=True
-    )
-    trainer = AdapterTrainer(config, Accelerator(cpu=True))
-    return save_adapter(
-        config.output, trainer.adapter_config(1.0), trainer.pipe.unet, trainer.critic_model, trainer.source.bank
-    )
 
 
 def settings(adapter, mvtec, output, **changes) -> SynthesizeConfig:
