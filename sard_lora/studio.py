@@ -148,7 +148,9 @@ class Studio:
             every = list(zip(draw.parts, candidates, strict=True))
             seen = [(part, one) for part, one in every if one.visibility >= self.config.min_visibility]
             visible = 2 * sum(np.count_nonzero(part) for part, _ in seen) >= np.count_nonzero(mask.pixels)
-            results.append(Result(picture, adapter, *compose(synthesizer, draw, seen if visible else every), visible))
+            image, written, record = compose(synthesizer, draw, seen if visible else every)
+            record |= {"adapter": adapter, "guidance_scale": guidance}
+            results.append(Result(picture, adapter, image, written, record, visible))
         return results
 
     def keep(self, results: Sequence[Result]) -> list[Path]:

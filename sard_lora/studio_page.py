@@ -63,7 +63,8 @@ def serve(studio: Studio, host: str, port: int, block: bool = True) -> gr.Blocks
             head=f'<meta http-equiv="Content-Security-Policy" content="{NO_CALLS_OUT}">',
         )
     except OSError as error:
-        raise OSError(f"{host}:{port}: cannot listen here ({error}). Choose another --port or --host") from error
+        what = "cannot listen here: the port is taken, or the address is not this machine's"
+        raise OSError(f"{host}:{port}: {what}. Choose another --port or --host") from error
     if block:
         print(f"studio at http://{host}:{port}, keeping images in {studio.config.output}; Ctrl-C ends it", flush=True)
         blocks.block_thread()

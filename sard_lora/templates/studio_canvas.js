@@ -146,7 +146,7 @@ function fit() {
   sheet.style.width = Math.round(canvas.width * share * zoom) + "px";
   sheet.style.height = Math.round(canvas.height * share * zoom) + "px";
   sheet.classList.toggle("pixels", share * zoom > 3);
-  button("fit").textContent = zoom > 1 ? Math.round(zoom * 100) + " %" : "Fit";
+  button("fit").textContent = zoom > 1 ? Math.round(share * zoom * 100) + " %" : "Fit";
 }
 
 const press = (id) => () => document.querySelector(id).click();

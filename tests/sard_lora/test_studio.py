@@ -47,6 +47,7 @@ def test_kept_image_label_and_record_are_those_of_any_synthetic_set(workshop, pi
     for record in kept.records():
         assert np.array_equal(np.asarray(Image.open(kept.root / record["mask_file_name"])) > 0, mask.pixels)
         assert (record["mask_origin"], record["method"], record["normal"]) == ("painted", "sard", "train/good/000.png")
+        assert (record["adapter"], record["guidance_scale"]) == ("adapter", 3.0)
     assert (kept.root / "train/good/000.png").read_bytes() == picture.path.read_bytes()
 
 
