@@ -42,7 +42,8 @@ def serve(studio: Studio, host: str, port: int, block: bool = True) -> gr.Blocks
     uploads = tempfile.TemporaryDirectory(prefix="sard-lora-studio-")
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     # gradio asks itself whether it is up, which must not go through a company's proxy
-    os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "localhost", "127.0.0.1", host]))
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join(filter(None, [direct, "localhost", "127.0.0.1", host]))
     blocks = page(studio)
     blocks.uploads = uploads  # they live as long as the page does
     theme = gr.themes.Default(

@@ -1,5 +1,6 @@
 """The studio's page in a real browser: painted with the mouse, generated, kept; problems shown, nothing lost."""
 
+import base64
 import json
 import shutil
 import socket
@@ -59,6 +60,15 @@ class Page:
 
     def load(self, path: Path) -> None:
         self.find("input[type=file]").send_keys(str(path))
+
+    def drop(self, path: Path) -> None:
+        script = """
+            const bytes = Uint8Array.from(atob(arguments[1]), (letter) => letter.charCodeAt(0));
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([bytes], arguments[0]));
+            document.querySelector(".stage").dispatchEvent(new DragEvent("drop", { dataTransfer, cancelable: true }));
+        """
+        self.driver.execute_script(script, path.name, base64.b64encode(path.read_bytes()).decode())
 
     def point(self, x: float, y: float) -> ActionChains:
         """Move to a point of the picture, in its pixels."""
@@ -203,3 +213,21 @@ def test_problems_are_said_on_the_page_and_lose_nothing(page, tmp_path):
     page.wait(lambda: page.find("#tally").text.startswith("1 kept"))
     [(record, mask, _)] = kept(tmp_path / "kept/plate")
     assert record["normal"] == "train/good/part.png" and mask[50, 60:90].all()
+
+
+def test_brush_of_one_pixel_marks_one_pixel_of_a_dropped_picture(page, tmp_path):
+    page.stroke((60, 50), (90, 50))
+    shutil.copyfile(tmp_path / "part.png", tmp_path / "dropped.png")
+    page.drop(tmp_path / "dropped.png")
+    page.wait(lambda: page.says().startswith("dropped.png, 160 × 120 pixels"))
+    assert not page.find("[data-do=undo]").is_enabled(), "another picture starts without a mask"
+    page.press(*12 * "[")
+    assert page.find(".tools output").text == "1 px"
+    page.point(70.5, 40.5).click().perform()
+    page.press("g")
+    page.wait(lambda: page.count("label.card") == 4)
+    page.press("1", "k")
+    page.wait(lambda: page.find("#tally").text.startswith("1 kept"))
+    [(record, mask, _)] = kept(tmp_path / "kept/plate")
+    assert record["normal"] == "train/good/dropped.png"
+    assert [places.tolist() for places in np.nonzero(mask)] == [[40], [70]]
