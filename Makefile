@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # Threads that wait asleep: with spinning ones, a second process on the machine slows torch down many times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo notebooks test lint clean
+.PHONY: install browser demo notebooks test lint clean
 
 install: $(INSTALLED)
 
@@ -15,6 +15,16 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet torch -c constraints.txt
 	$(VENV)/bin/pip install --quiet --editable '.[dev]' -c constraints.txt
 	touch $@
+
+# The studio's page is tested in a real browser.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
+		else \
+			echo "The tests need chromium and chromedriver: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
+		fi; \
+	}
 
 demo: $(INSTALLED)
 	$(VENV)/bin/sard-lora demo --output runs/demo
@@ -26,7 +36,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-test: lint
+test: lint browser
 	$(VENV)/bin/python -m pytest
 
 clean:

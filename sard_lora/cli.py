@@ -44,6 +44,12 @@ COMMANDS = {
         "SynthesizeConfig",
         "synthesize",
     ),
+    "studio": Command(
+        "a page to paint masks, look at candidates and keep the good ones",
+        "sard_lora.studio",
+        "StudioConfig",
+        "studio",
+    ),
     "evaluate": Command(
         "train segmenters and test them on held-back real defects",
         "sard_lora.evaluation.protocol",

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +106,7 @@ class SynthesizeConfig:
 
 
 @dataclass
-class _Job:
+class Job:
     """One image to make: number i of the whole set, and where it goes."""
 
     number: int
@@ -115,10 +116,10 @@ class _Job:
 
 
 @dataclass
-class _Draw:
+class Draw:
     """A normal image and a mask for one attempt at a job; every part of the mask has seeds of its own."""
 
-    job: _Job
+    job: Job
     sample: Sample
     image: Image.Image
     mask: np.ndarray
@@ -146,21 +147,31 @@ class Synthesizer:
         self.pipe: SardInpaintPipeline = adapter.pipeline(config.base, self.device, dtype)
         critic = adapter.critic()
         self.critic = critic.to(self.device) if critic is not None else None
-        self.bank: MaskBank = adapter.masks()
 
-    def draw(self, job: _Job, attempt: int, normals: Sequence[Sample]) -> _Draw:
+    @cached_property
+    def bank(self) -> MaskBank:
+        """The adapter's masks. Raises ValueError when it was shared without them."""
+        return self.adapter.masks()
+
+    def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         sample = normals[rng.integers(len(normals))]
         image = load_image(sample.image)
         mask, origin = sample_mask(self.bank.for_defect(job.defect), foreground(image), rng, source=self.config.masks)
+        return self.plan(job, sample, image, mask, origin, rng)
+
+    def plan(
+        self, job: Job, sample: Sample, image: Image.Image, mask: np.ndarray, origin: str, rng: np.random.Generator
+    ) -> Draw:
+        """What to generate for a mask ((H, W) bool) of an image: its parts, and seeds for their candidates."""
         sampling = self.adapter.config.sampling
         whole = self.config.region == "full"
         parts = [mask] if whole else split_mask(mask, sampling.context, sampling.min_side)
         seeds = rng.integers(2**31, size=(len(parts), self.config.candidates)).tolist()
-        return _Draw(job, sample, image, mask, origin, parts, seeds)
+        return Draw(job, sample, image, mask, origin, parts, seeds)
 
-    def generate(self, draws: Sequence[_Draw]) -> list[list[list[Candidate]]]:
+    def generate(self, draws: Sequence[Draw]) -> list[list[list[Candidate]]]:
         """For every draw and every part of its mask the candidates; without a critic every score is 0."""
         wanted = [
             (draw, part, seed)
@@ -173,7 +184,7 @@ class Synthesizer:
         flat = (candidate for batch in batches for candidate in batch)
         return [[[next(flat) for _ in seeds] for seeds in draw.seeds] for draw in draws]
 
-    def _candidates(self, wanted: Sequence[tuple[_Draw, np.ndarray, int]]) -> list[Candidate]:
+    def _candidates(self, wanted: Sequence[tuple[Draw, np.ndarray, int]]) -> list[Candidate]:
         with mixed_precision(self.device):
             output = self._sample(wanted)
         scores = [0.0] * len(output.images)
@@ -189,7 +200,7 @@ class Synthesizer:
         seeds = [seed for _, _, seed in wanted]
         return [Candidate(*row) for row in zip(output.images, output.visibility, scores, seeds, strict=True)]
 
-    def _sample(self, wanted: Sequence[tuple[_Draw, np.ndarray, int]]) -> SardInpaintOutput:
+    def _sample(self, wanted: Sequence[tuple[Draw, np.ndarray, int]]) -> SardInpaintOutput:
         config, own = self.config, self.adapter.config
         chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
         settings = own.sampling.arguments(own.base.resolution)
@@ -291,7 +302,7 @@ def verify(root: Path, normals_root: Path) -> dict[str, Any]:
 
 
 def _make_batch(
-    synthesizer: Synthesizer, batch: Sequence[_Job], normals: Sequence[Sample], labelled: LabelledSet
+    synthesizer: Synthesizer, batch: Sequence[Job], normals: Sequence[Sample], labelled: LabelledSet
 ) -> None:
     """Make all jobs of a batch; write the missing ones.
 
@@ -318,20 +329,29 @@ def _make_batch(
 
 
 def _write(
-    synthesizer: Synthesizer, draw: _Draw, best: Sequence[tuple[np.ndarray, Candidate]], labelled: LabelledSet
+    synthesizer: Synthesizer, draw: Draw, best: Sequence[tuple[np.ndarray, Candidate]], labelled: LabelledSet
 ) -> None:
-    """Add one image with the best candidate of every part to the set, grey where its normal image is grey."""
+    """Add one image with the best candidate of every part to the set."""
+    config, job = synthesizer.config, draw.job
+    image, mask, record = compose(synthesizer, draw, best)
+    record |= {"normal": _relative(draw.sample.image, config.data, config.category)}
+    labelled.add(job.defect, job.name, image, mask, record)
+
+
+def compose(
+    synthesizer: Synthesizer, draw: Draw, chosen: Sequence[tuple[np.ndarray, Candidate]]
+) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
+    """The image with the chosen candidates of parts written, grey where its normal image is grey; mask and record."""
     config, job = synthesizer.config, draw.job
     pixels, mask = np.array(draw.image), np.zeros_like(draw.mask)
-    for part, candidate in best:
+    for part, candidate in chosen:
         pixels[part] = np.asarray(candidate.image)[part]
         mask |= part
     image = Image.fromarray(pixels)
-    candidates = [candidate for _, candidate in best]
+    candidates = [candidate for _, candidate in chosen]
     with Image.open(draw.sample.image) as file:
         grey = file.mode in ("1", "L", "I", "I;16")
     record = {
-        "normal": _relative(draw.sample.image, config.data, config.category),
         "mask_origin": draw.mask_origin,
         "mask_sha256": _digest(mask),
         "defect": job.defect,
@@ -339,17 +359,17 @@ def _write(
         "seed": candidates[0].seed,
         "critic_score": float(np.mean([candidate.score for candidate in candidates])),
         "visibility": min(candidate.visibility for candidate in candidates),
-        "parts": len(best),
+        "parts": len(chosen),
         "rejected": job.rejected,
         "method": "fill" if config.fills else "sard",
     }
-    labelled.add(job.defect, job.name, image.convert("L") if grey else image, mask, record)
+    return image.convert("L") if grey else image, mask, record
 
 
-def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[_Job]:
+def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[Job]:
     defects = config.defects or adapter.config.defects
     total = config.count * len(defects) if config.per_defect else config.count
-    return [_Job(i, defects[i % len(defects)], f"{i // len(defects):06d}") for i in range(total)]
+    return [Job(i, defects[i % len(defects)], f"{i // len(defects):06d}") for i in range(total)]
 
 
 def _settings(config: SynthesizeConfig, adapter: Adapter) -> dict[str, Any]:
@@ -382,7 +402,7 @@ def _check_same_settings(output: Path, settings: dict[str, Any]) -> float:
     return 0.0
 
 
-def _report(labelled: LabelledSet, jobs: Sequence[_Job], settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _report(labelled: LabelledSet, jobs: Sequence[Job], settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     records = list(labelled.records())
     done = {(record["defect"], Path(record["file_name"]).stem) for record in records}
     missing = [job for job in jobs if (job.defect, job.name) not in done]
