@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import _collate_lora_metadata
+from huggingface_hub import CommitInfo
 from peft import get_peft_model_state_dict
 
-from sard_lora import bases
+from sard_lora import bases, sharing
 from sard_lora.atomic import atomic_folder
 from sard_lora.critic import MaskGuidedCritic
 from sard_lora.data import GOOD
+from sard_lora.hub import snapshot
 from sard_lora.masks import MaskBank
 from sard_lora.pipelines import sard_inpaint
 from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE, SardInpaintPipeline
@@ -125,6 +127,47 @@ class Adapter:
                 f"{folder / LORA_FILE}: missing; the adapter is incomplete. Train it again, or copy it whole"
             )
         return cls(folder, config)
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_or_folder: Path | str, revision: str | None = None, token: str | None = None
+    ) -> "Adapter":
+        """Open an adapter folder, or fetch an adapter `user/name` from the Hugging Face Hub.
+
+        `revision` is a branch, tag or commit; `token` defaults to the one of `hf auth login`. Raises ValueError for
+        what is no adapter, OSError for a repository that is missing, private or cannot be reached.
+        """
+        if Path(repo_or_folder).is_dir():
+            return cls.load(repo_or_folder)
+        return cls.load(snapshot(str(repo_or_folder), sharing.ADAPTER, revision, token))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        masks: bool = True,
+        samples: bool = False,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> CommitInfo:
+        """Push this adapter to `user/name` on the Hugging Face Hub, in one commit; the folder stays as it is.
+
+        `masks=False` leaves the few-shot masks out, `samples=True` takes samples.png along, which shows the product.
+
+        Raises:
+            ValueError: a name that is none, a repository that holds something else or is public though `private`.
+            OSError: not logged in, no permission, or no connection. Nothing was published; push again.
+        """
+        return sharing.push_adapter(
+            self.folder,
+            repo_id,
+            private=private,
+            masks=masks,
+            samples=samples,
+            token=token,
+            commit_message=commit_message,
+        )
 
     def prompt(self, defect: str) -> str:
         """The prompt of a defect, or of the product without one ("good")."""
