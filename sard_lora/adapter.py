@@ -137,9 +137,13 @@ class Adapter:
         `revision` is a branch, tag or commit; `token` defaults to the one of `hf auth login`. Raises ValueError for
         what is no adapter, OSError for a repository that is missing, private or cannot be reached.
         """
-        if Path(repo_or_folder).is_dir():
-            return cls.load(repo_or_folder)
-        return cls.load(snapshot(str(repo_or_folder), sharing.ADAPTER, revision, token))
+        name = str(repo_or_folder)
+        if Path(name).is_dir() or name.count("/") != 1:
+            return cls.load(name)
+        try:
+            return cls.load(snapshot(name, sharing.ADAPTER, revision, token))
+        except OSError as error:
+            raise OSError(f"{error}. A folder of that name is not here either") from error
 
     def push_to_hub(
         self,

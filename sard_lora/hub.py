@@ -208,7 +208,7 @@ def _way_out(error: BaseException, otherwise: str) -> str:
             "in with `hf auth login` or set HF_TOKEN"
         )
     if status == 401:
-        return "the Hub does not know this token. Log in again with `hf auth login`, or correct HF_TOKEN"
+        return "you are not logged in, or your token is no good. Log in with `hf auth login`, or correct HF_TOKEN"
     if status == 403:
         return (
             "your token may not do this. Use one that may write there (https://huggingface.co/settings/tokens, then "

@@ -211,10 +211,9 @@ def data_set_card(text: str | None, repo_id: str, name: str, rows: dict[str, int
     """
     card = DatasetCard(text if text is not None else _DATA_SET_TEXT.format(name=name, repo_id=repo_id, **rows))
     known = card.data.to_dict()
-    splits = [("default", DEFECTS, "train"), (NORMAL, NORMAL, "train")]
     configs = [
-        {"config_name": config, "data_files": [{"split": split, "path": f"data/{kind}-*.parquet"}]}
-        for config, kind, split in splits
+        {"config_name": name, "data_files": [{"split": "train", "path": f"data/{kind}-*.parquet"}]}
+        for name, kind in (("default", DEFECTS), ("normal", NORMAL))
         if rows[kind]
     ]
     card.data = DatasetCardData(

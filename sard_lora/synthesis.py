@@ -43,7 +43,7 @@ class SynthesizeConfig:
     """Settings of one synthetic data set."""
 
     adapter: Path
-    """Adapter folder."""
+    """Adapter folder, or user/name on the Hugging Face Hub."""
     data: Path
     """Normal images: a data set (its training side is used) or a plain folder of images."""
     output: Path
@@ -214,7 +214,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     that was made with other settings.
     """
     begun = time.monotonic()
-    adapter = Adapter.load(config.adapter)
+    adapter = Adapter.from_pretrained(config.adapter)
     unknown = sorted(set(config.defects or ()) - set(adapter.config.defects))
     if unknown:
         raise ValueError(

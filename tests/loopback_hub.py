@@ -6,73 +6,29 @@
         hub.repository("model", "anna/tile").files()
 
 It keeps what is pushed, checks every hash, hides private repositories, and misbehaves on request (`Fault`). Large
-files travel by plain LFS: the client must run with HF_HUB_DISABLE_XET=1, for it never asks a server before it uses Xet.
+files travel by Xet where it is given a `XetStore`, else by plain LFS; then the client must run with
+HF_HUB_DISABLE_XET=1, because it asks no server before it uses Xet.
 """
 
 import base64
 import hashlib
 import json
 import re
+import socket
 import struct
 import threading
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+from loopback_storage import File, Repository, XetStore, card_problems
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "openrail", "other")
 KINDS = {"models": "model", "datasets": "dataset"}
 NAME = r"(?P<name>[^/]+/[^/]+)"
 API = rf"/api/(?P<kind>models|datasets)/{NAME}"
 FILES = rf"(?:/(?P<kind>datasets))?/{NAME}"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a commit; large ones are stored as LFS."""
-
-    content: bytes
-    lfs: bool
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def blob_id(self) -> str:
-        """Git's name of what is stored: the content, or the pointer that stands for it."""
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
-        stored = pointer.encode() if self.lfs else self.content
-        return hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
-
-
-@dataclass
-class Repository:
-    """Commits, oldest first: (sha, message, files by path)."""
-
-    kind: str
-    name: str
-    private: bool
-    commits: list[tuple[str, str, dict[str, File]]] = field(default_factory=list)
-
-    def commit(self, message: str, files: dict[str, File]) -> str:
-        parent = self.commits[-1][0] if self.commits else ""
-        content = [parent, message, *sorted(f"{path} {file.blob_id}" for path, file in files.items())]
-        self.commits.append((hashlib.sha1("\n".join(content).encode()).hexdigest(), message, files))
-        return self.commits[-1][0]
-
-    def files(self, revision: str = "main") -> dict[str, File] | None:
-        """The files of a branch or commit; None when there is no such revision."""
-        sha = self.sha(revision)
-        return next((files for commit, _, files in self.commits if commit == sha), None)
-
-    def sha(self, revision: str) -> str | None:
-        if revision == "main":
-            return self.commits[-1][0]
-        return next((sha for sha, _, _ in self.commits if sha == revision), None)
 
 
 @dataclass
@@ -101,9 +57,11 @@ class LoopbackHub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, xet: XetStore | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.xet = xet
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self.storage = f"http://localhost:{self.server_port}/lfs"  # another host: the client sends it no token
         self.users: dict[str, tuple[str, bool]] = {}
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.blobs: dict[str, bytes] = {}
@@ -125,35 +83,18 @@ class LoopbackHub(ThreadingHTTPServer):
     def add_user(self, name: str, token: str, write: bool = True) -> None:
         self.users[token] = (name, write)
 
+    def large_file(self, sha256: str) -> bytes | None:
+        """What was uploaded under this hash, by LFS or by Xet."""
+        if sha256 not in self.blobs and self.xet and (content := self.xet.content(sha256)) is not None:
+            self.blobs[sha256] = content
+        return self.blobs.get(sha256)
+
     def repository(self, kind: str, name: str) -> Repository:
         return self.repositories[kind, name]
 
     def asked(self, method: str, path: str) -> list[int]:
         """The statuses of all requests whose path matches; 0 for those that were cut."""
         return [status for m, p, status in self.requests if m == method and re.search(path, p)]
-
-
-def card_problems(content: str) -> list[str]:
-    """What the Hub finds wrong with the metadata of a README.md."""
-    block = re.match(r"---\r?\n(.*?)\r?\n---", content, re.DOTALL)
-    try:
-        metadata = yaml.safe_load(block[1]) if block else {}
-    except yaml.YAMLError as error:
-        return [f"YAML: {error}"]
-    if not isinstance(metadata or {}, dict):
-        return ['"metadata" must be an object']
-    problems = []
-    for key, place in (("base_model", "models"), ("datasets", "datasets")):
-        values = (metadata or {}).get(key, [])
-        for value in values if isinstance(values, list) else [values]:
-            if not HUB_ID.fullmatch(str(value)):
-                problems.append(f'"{key}" with value "{value}" is not valid. Use an id from https://hf.co/{place}.')
-    for key in ("tags", "task_categories", "size_categories", "configs"):
-        if not isinstance((metadata or {}).get(key, []), list):
-            problems.append(f'"{key}" must be an array')
-    if (metadata or {}).get("license", "mit") not in LICENSES:
-        problems.append(f'"license" must be one of [{", ".join(LICENSES)}]')
-    return problems
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -170,12 +111,11 @@ class Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(address.query)
         fault = self.next_fault(address.path)
         if fault and fault.cut_after:
-            self.rfile.read(fault.cut_after)
+            self.rfile.read1(fault.cut_after)
             self.server.requests.append((self.command, address.path, 0))
-            linger = struct.pack("ii", 1, 0)  # close with a reset, as a broken line does
-            self.connection.setsockopt(1, 13, linger)
+            reset = struct.pack("ii", 1, 0)  # closes at once, as a broken line does
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
             self.close_connection = True
-            self.connection.close()
             return
         self.body = self.read_body()
         try:
@@ -319,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
         for item in wanted["objects"]:
             entry = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.server.blobs:
-                upload = f"{self.server.endpoint}/lfs/{item['oid']}?signature={self.signature(item['oid'])}"
+                upload = self.signed(item["oid"])
                 verify = f"{self.server.endpoint}/{'datasets/' if kind else ''}{name}.git/info/lfs/objects/verify"
                 entry["actions"] = {"upload": {"href": upload, "header": {}}, "verify": {"href": verify}}
             objects.append(entry)
@@ -333,16 +273,14 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({})
 
     def on_lfs_put(self, oid: str) -> None:
-        if self.query.get("signature") != [self.signature(oid)] or "Authorization" in self.headers:
-            raise Refusal(403, "a signed address is called without a token")
+        self.check_signature(oid)
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise Refusal(400, "the content is not what its hash says")
         self.server.blobs[oid] = self.body
         self.answer(b"", ETag=f'"{oid}"')
 
     def on_lfs_get(self, oid: str) -> None:
-        if self.query.get("signature") != [self.signature(oid)]:
-            raise Refusal(403, "the signature is wrong")
+        self.check_signature(oid)
         self.answer_range(self.server.blobs[oid], ETag=f'"{oid}"')
 
     def on_commit(self, kind: str, name: str, revision: str) -> None:
@@ -358,9 +296,10 @@ class Handler(BaseHTTPRequestHandler):
                 if changed.pop(value["path"], None) is None:
                     raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
             elif operation["key"] == "lfsFile":
-                if len(self.server.blobs.get(value["oid"], b"")) != value["size"]:
+                content = self.server.large_file(value["oid"])
+                if content is None or len(content) != value["size"]:
                     raise Refusal(400, f"LFS pointer to an object that was not uploaded: {value['path']}")
-                changed[value["path"]] = File(self.server.blobs[value["oid"]], lfs=True)
+                changed[value["path"]] = File(content, lfs=True)
             else:
                 changed[value["path"]] = File(base64.b64decode(value["content"]), lfs=False)
         if "README.md" in changed and (problems := card_problems(changed["README.md"].content.decode())):
@@ -385,8 +324,21 @@ class Handler(BaseHTTPRequestHandler):
         if not file.lfs:
             return self.answer_range(file.content, **headers)
         headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
-        place = f"{self.server.endpoint}/lfs/{file.sha256}?signature={self.signature(file.sha256)}"
-        self.answer(b"", 302, Location=place, **headers)
+        if self.server.xet and (xet_hash := self.server.xet.hashes().get(file.sha256)):
+            auth = f"{self.server.endpoint}/api/{kind or 'models'}/{name}/xet-read-token/{sha}"
+            headers |= {"X-Xet-Hash": xet_hash, "Link": f'<{auth}>; rel="xet-auth"'}
+        self.answer(b"", 302, Location=self.signed(file.sha256), **headers)
+
+    def on_xet_token(self, kind: str, name: str, way: str, revision: str) -> None:
+        self.files(kind, name, revision)
+        if way == "write":
+            self.writer(name.split("/")[0])
+        if self.server.xet is None:
+            raise Refusal(404, "this Hub has no Xet storage")
+        token, expires = "xet_token", int(time.time()) + 3600
+        headers = {"X-Xet-Cas-Url": self.server.xet.url, "X-Xet-Access-Token": token}
+        content = {"casUrl": self.server.xet.url, "exp": expires, "accessToken": token}
+        self.answer(content, **headers, **{"X-Xet-Token-Expiration": str(expires)})
 
     def answer_range(self, content: bytes, **headers: str) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -397,8 +349,12 @@ class Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self.answer(content[first : last + 1], 206, **headers)
 
-    def signature(self, oid: str) -> str:
-        return hashlib.sha256(f"{self.server.server_port} {oid}".encode()).hexdigest()[:16]
+    def signed(self, oid: str) -> str:
+        return f"{self.server.storage}/{oid}?signature={hashlib.sha256(f'secret {oid}'.encode()).hexdigest()}"
+
+    def check_signature(self, oid: str) -> None:
+        if not self.signed(oid).endswith(self.path) or "Authorization" in self.headers:
+            raise Refusal(403, "the signature is wrong, or the storage was sent a token of the Hub")
 
 
 def _entry(path: str, file: File) -> dict[str, Any]:
@@ -416,6 +372,7 @@ ROUTES = [
     ("POST", rf"{API}/paths-info/(?P<revision>[^/]+)", Handler.on_paths_info),
     ("POST", rf"{API}/preupload/(?P<revision>[^/]+)", Handler.on_preupload),
     ("POST", rf"{API}/commit/(?P<revision>[^/]+)", Handler.on_commit),
+    ("GET", rf"{API}/xet-(?P<way>read|write)-token/(?P<revision>[^/]+)", Handler.on_xet_token),
     ("POST", rf"{FILES}\.git/info/lfs/objects/batch", Handler.on_lfs_batch),
     ("POST", rf"{FILES}\.git/info/lfs/objects/verify", Handler.on_lfs_verify),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", Handler.on_lfs_put),
