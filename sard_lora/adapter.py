@@ -161,7 +161,7 @@ class Adapter:
 
         Raises:
             ValueError: a name that is none, a repository that holds something else or is public though `private`.
-            OSError: not logged in, no permission, or no connection. Nothing was published; push again.
+            OSError: not logged in, no permission, or no connection. Nothing is half published; push again.
         """
         return sharing.push_adapter(
             self.folder,

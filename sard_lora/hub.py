@@ -58,13 +58,13 @@ def commit_folder(
     Raises:
         ValueError: a name that is none, a card that the Hub does not accept, a repository that holds something else
             or that is public though `private` was asked for.
-        OSError: no permission, no connection, or the Hub has a problem. The repository is as it was.
+        OSError: no permission, no connection, or the Hub has a problem. The push is there whole or not at all.
     """
     check_name(repo_id)
     api = HfApi(token=token, library_name="sard-lora")
     kind = contents.repo_type
     added = matching(files_in(folder), contents.files)
-    with explained(repo_id, "Nothing was published, and your folder is as it was: push again"):
+    with explained(repo_id, "On the Hub is all of this push or nothing, and your folder is as it was: push again"):
         check_card(folder / CARD, kind)
         api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
         info = api.repo_info(repo_id, repo_type=kind)

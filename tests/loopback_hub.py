@@ -16,8 +16,10 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -33,13 +35,17 @@ FILES = rf"(?:/(?P<kind>datasets))?/{NAME}"
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests of this method and path: a status, or a cut after some bytes."""
+    """What goes wrong with the next `times` requests of this method and path.
+
+    Either an error status, or the line breaks: after some bytes of the request, or when all is done, before the answer.
+    """
 
     method: str
     path: str
     times: int
     status: int = 0
     cut_after: int = 0
+    loses_answer: bool = False
 
 
 class Refusal(Exception):
@@ -66,6 +72,7 @@ class LoopbackHub(ThreadingHTTPServer):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
+        self.errors: list[str] = []
         self.requests: list[tuple[str, str, int]] = []
         self.lock = threading.RLock()
 
@@ -76,18 +83,21 @@ class LoopbackHub(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
+        assert not self.errors, self.errors
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing when a client hangs up."""
+        """Keep what went wrong here for the end; clients that hang up are no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            self.errors.append(traceback.format_exc())
 
     def add_user(self, name: str, token: str, write: bool = True) -> None:
         self.users[token] = (name, write)
 
-    def large_file(self, sha256: str) -> bytes | None:
-        """What was uploaded under this hash, by LFS or by Xet."""
-        if sha256 not in self.blobs and self.xet and (content := self.xet.content(sha256)) is not None:
-            self.blobs[sha256] = content
-        return self.blobs.get(sha256)
+    def receive(self, hashes: list[str]) -> None:
+        """Take over what has come by Xet."""
+        missing = [sha256 for sha256 in hashes if sha256 not in self.blobs]
+        if missing and self.xet:
+            self.blobs |= self.xet.contents(missing)
 
     def repository(self, kind: str, name: str) -> Repository:
         return self.repositories[kind, name]
@@ -109,18 +119,14 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         address = urlsplit(self.path)
         self.query = parse_qs(address.query)
-        fault = self.next_fault(address.path)
-        if fault and fault.cut_after:
-            self.rfile.read1(fault.cut_after)
-            self.server.requests.append((self.command, address.path, 0))
-            reset = struct.pack("ii", 1, 0)  # closes at once, as a broken line does
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
-            self.close_connection = True
-            return
+        self.fault = self.next_fault(address.path)
+        if self.fault and self.fault.cut_after:
+            self.rfile.read1(self.fault.cut_after)
+            return self.break_line()
         self.body = self.read_body()
         try:
-            if fault:
-                raise Refusal(fault.status, "Something went wrong")
+            if self.fault and self.fault.status:
+                raise Refusal(self.fault.status, "Something went wrong")
             for method, pattern, action in ROUTES:
                 match = re.fullmatch(pattern, address.path)
                 if match and self.command in (method, "HEAD" if method == "GET" else method):
@@ -141,6 +147,11 @@ class Handler(BaseHTTPRequestHandler):
                     return fault
         return None
 
+    def break_line(self) -> None:
+        self.server.requests.append((self.command, urlsplit(self.path).path, 0))
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        self.close_connection = True
+
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -152,6 +163,8 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
+        if self.fault and self.fault.loses_answer:
+            return self.break_line()
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.server.requests.append((self.command, urlsplit(self.path).path, status))
         self.send_response(status)
@@ -289,6 +302,7 @@ class Handler(BaseHTTPRequestHandler):
         header, *operations = (json.loads(line) for line in self.body.splitlines())
         if header["value"].get("parentCommit", sha) != sha:
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+        self.server.receive([o["value"]["oid"] for o in operations if o["key"] == "lfsFile"])
         changed = dict(files)
         for operation in operations:
             value = operation["value"]
@@ -296,8 +310,8 @@ class Handler(BaseHTTPRequestHandler):
                 if changed.pop(value["path"], None) is None:
                     raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
             elif operation["key"] == "lfsFile":
-                content = self.server.large_file(value["oid"])
-                if content is None or len(content) != value["size"]:
+                content = self.server.blobs.get(value["oid"], b"")
+                if len(content) != value["size"]:
                     raise Refusal(400, f"LFS pointer to an object that was not uploaded: {value['path']}")
                 changed[value["path"]] = File(content, lfs=True)
             else:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import struct
 import tempfile
 import time
@@ -77,7 +78,7 @@ class XetStore:
         verification rows (flag 31) and one row with the SHA-256 (flag 30); 0xff to the end. Hashes are four words.
         """
         found = {}
-        for shard in self.folder.rglob("*.mdb"):
+        for shard in self.folder.rglob("shards/*.mdb"):
             content = shard.read_bytes()
             rows = [content[start : start + 48] for start in range(48, len(content), 48)]
             while rows[0][:32] != b"\xff" * 32:
@@ -88,18 +89,23 @@ class XetStore:
                 rows = rows[last + 1 :]
         return found
 
-    def content(self, sha256: str) -> bytes | None:
-        """The file of this hash, fetched by hf_xet; None when it was not uploaded."""
-        xet_hash = self.hashes().get(sha256)
-        if xet_hash is None:
-            return None
-        expires = int(time.time()) + 3600
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "file"
-            with hf_xet.XetSession().new_file_download_group(self.url, "token", expires) as group:
-                group.start_download_file(hf_xet.XetFileInfo(xet_hash), str(target))
-            content = target.read_bytes()
-        return content if hashlib.sha256(content).hexdigest() == sha256 else None
+    def contents(self, wanted: list[str]) -> dict[str, bytes]:
+        """The files of these SHA-256, fetched by hf_xet; those that were not uploaded are missing.
+
+        From a copy of the store: the client may hold the lock of its own, with the next files on their way.
+        """
+        hashes, found = self.hashes(), {}
+        with tempfile.TemporaryDirectory() as temporary:
+            copy, files = Path(temporary) / "store", Path(temporary) / "files"
+            shutil.copytree(self.folder, copy)
+            expires = int(time.time()) + 3600
+            with hf_xet.XetSession().new_file_download_group(f"local://{copy}", "token", expires) as group:
+                for sha256 in hashes.keys() & set(wanted):
+                    group.start_download_file(hf_xet.XetFileInfo(hashes[sha256]), str(files / sha256))
+            for path in files.glob("*"):
+                content = path.read_bytes()
+                found[hashlib.sha256(content).hexdigest()] = content
+        return found
 
 
 def _hex(row: bytes) -> str:

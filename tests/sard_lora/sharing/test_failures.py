@@ -76,16 +76,21 @@ def test_hub_that_fails_once_is_asked_again_and_one_that_fails_at_the_end_publis
     hub.faults += [Fault("POST", "/preupload/", times=1, status=503), Fault("PUT", "/lfs/", times=1, status=500)]
     hub.faults.append(Fault("POST", "/commit/", times=1, status=500))
     said = anna.run("push", adapter, "anna/nut", fails=True)
-    assert "anna/nut: the Hub answered 500. Nothing was published" in said and not pushed(hub)
+    assert "anna/nut: the Hub answered 500. On the Hub is all of this push or nothing" in said and not pushed(hub)
     uploads = len(hub.asked("PUT", "/lfs/"))
     hub.faults.append(Fault("POST", "/commit/", times=1, status=412))
     assert "changed by someone else meanwhile" in anna.run("push", adapter, "anna/nut", fails=True)
     anna.run("push", adapter, "anna/nut")
     assert len(hub.asked("PUT", "/lfs/")) == uploads, "what had arrived is not sent again"
     assert "pytorch_lora_weights.safetensors" in pushed(hub)
-    commits = len(hub.repository("model", "anna/nut").commits)
+
+
+def test_push_whose_answer_was_lost_is_there_once(hub, anna, adapter):
+    hub.faults.append(Fault("POST", "/commit/", times=1, loses_answer=True))
+    assert "On the Hub is all of this push or nothing" in anna.run("push", adapter, "anna/nut", fails=True)
+    assert "sard_config.json" in pushed(hub)
     anna.run("push", adapter, "anna/nut")
-    assert len(hub.repository("model", "anna/nut").commits) == commits, "nothing new is no commit"
+    assert len(hub.repository("model", "anna/nut").commits) == 2, "nothing new is no commit"
 
 
 def test_broken_download_writes_no_folder(hub, anna, adapter, tmp_path):
