@@ -17,17 +17,19 @@ from pathlib import Path
 
 import torch
 from diffusers.training_utils import _collate_lora_metadata
+from huggingface_hub import CommitInfo
 from peft import get_peft_model_state_dict
 
-from sard_lora import bases
-from sard_lora.adapter_config import AdapterConfig
+from sard_lora import bases, sharing
+from sard_lora.adapter_config import SETTINGS_FILE, AdapterConfig
 from sard_lora.atomic import atomic_folder
 from sard_lora.card import write_card
 from sard_lora.critic import MaskGuidedCritic
 from sard_lora.display import adapter_html
+from sard_lora.hub import snapshot
 from sard_lora.masks import MaskBank
 from sard_lora.pipelines import sard_inpaint
-from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE, SardInpaintPipeline
+from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 CRITIC_FILE = "critic.safetensors"
@@ -51,6 +53,54 @@ class Adapter:
             )
         return cls(folder, config)
 
+    @classmethod
+    def from_pretrained(
+        cls, repo_or_folder: Path | str, revision: str | None = None, token: str | None = None
+    ) -> "Adapter":
+        """Open an adapter folder, or fetch an adapter `user/name` from the Hugging Face Hub.
+
+        `revision` is a branch, tag or commit; `token` defaults to the one of `hf auth login`. Raises ValueError for
+        what is no adapter, OSError for a repository that is missing, private or cannot be reached.
+        """
+        name = str(repo_or_folder)
+        if Path(name).is_dir() or name.count("/") != 1:
+            return cls.load(name)
+        try:
+            return cls.load(snapshot(name, sharing.ADAPTER, revision, token))
+        except OSError as error:
+            raise OSError(f"{error}. A folder of that name is not here either") from error
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        masks: bool = True,
+        samples: bool = False,
+        license: str | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> CommitInfo:
+        """Push this adapter to `user/name` on the Hugging Face Hub, in one commit; the folder stays as it is.
+
+        `masks=False` leaves the few-shot masks out, `samples=True` takes samples.png along, which shows the product.
+        `license` is for the card, as the Hub spells it ("apache-2.0").
+
+        Raises:
+            ValueError: a name that is none, a repository that holds something else or is public though `private`.
+            OSError: not logged in, no permission, or no connection. Nothing is half published; push again.
+        """
+        return sharing.push_adapter(
+            self.folder,
+            repo_id,
+            private=private,
+            masks=masks,
+            samples=samples,
+            license=license,
+            token=token,
+            commit_message=commit_message,
+        )
+
     def _repr_html_(self) -> str:
         return adapter_html(self.folder, self.config)
 
@@ -69,7 +119,9 @@ class Adapter:
         """The few-shot mask bank. Raises ValueError when it was left out."""
         path = self.folder / "masks"
         if not path.is_dir():
-            raise ValueError(f"{path}: this adapter was shared without its masks; pass masks of your own")
+            raise ValueError(
+                f"{path}: this adapter was shared without its masks. Give a folder of masks of your own, --mask_bank"
+            )
         return MaskBank.load(path)
 
     def pipeline(

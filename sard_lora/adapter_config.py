@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sard_lora.layouts import GOOD
-from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE
 
+SETTINGS_FILE = "sard_config.json"
+"""As in `pipelines/sard_inpaint.py`, which stands alone and takes seconds to import."""
 FORMAT_VERSION = 1
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sard-lora")
 

@@ -19,6 +19,7 @@ HISTORY = "adapted.json"
 """In a base that `sard-lora base adapt` wrote: what it was continued from, on what and how."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ def resolve(name_or_path: str | Path) -> str:
         f"base {name!r} is not known. Known names: {', '.join(BASES)}; or give a folder with a model_index.json, "
         "or a Hugging Face Hub id like user/name."
     )
+
+
+def hub_id(name: str, revision: str) -> str | None:
+    """The Hub id of a base that an adapter names; None for the embedded one and for a folder.
+
+    `revision`, as in `Base`, tells the two apart: a relative path, `bases/tile`, is shaped like a Hub id.
+    """
+    return BASES.get(name, name) if _COMMIT.fullmatch(revision) else None
 
 
 def describe(name_or_path: str | Path, revision: str | None = None) -> Base:

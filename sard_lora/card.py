@@ -48,13 +48,18 @@ def evaluation_summary(report: dict[str, Any]) -> dict[str, Any]:
     return told | {"steps": report["config"]["steps"], "methods": rows}
 
 
-def write_card(folder: Path, name: str = ADAPTER_FOLDER, license: str | None = None) -> None:
-    """Write README.md of an adapter folder: `name` is its Hub id, `license` as the Hub spells it ("apache-2.0")."""
+def write_card(folder: Path) -> None:
+    """Write README.md of an adapter folder."""
+    write_text(folder / "README.md", card_of(folder))
+
+
+def card_of(folder: Path, name: str = ADAPTER_FOLDER, license: str | None = None) -> str:
+    """The card of an adapter folder: `name` is its Hub id, `license` as the Hub spells it ("apache-2.0")."""
     held = {path.name for path in folder.iterdir()}
     evaluation = None
     if EVALUATION_FILE in held:
         evaluation = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
-    write_text(folder / "README.md", adapter_card(AdapterConfig.read(folder), held, evaluation, name, license))
+    return adapter_card(AdapterConfig.read(folder), held, evaluation, name, license)
 
 
 def adapter_card(
@@ -69,7 +74,8 @@ def adapter_card(
         loader=jinja2.PackageLoader("sard_lora"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     environment.filters |= {"listed": _listed, "percent": lambda value: f"{100 * value:.1f}"}
-    shots, base = config.data["shots"], _public_base(config)
+    shots = config.data["shots"]
+    base = bases.hub_id(config.base.id, config.base.revision)
     counts = evaluation["test_images_per_defect"].items() if evaluation else ()
     return environment.get_template("adapter_card.md").render(
         metadata=_metadata(base, evaluation, name, license).to_yaml(),
@@ -80,24 +86,13 @@ def adapter_card(
         shots=shots,
         few=[defect for defect in config.defects if shots.get(defect, 0) < FEW],
         base=base or config.base.id,
-        embedded=bases.BASES.get(base or "") == str(bases.EMBEDDED),
+        named=config.base.id in bases.BASES and base is None,
         evaluation=evaluation,
         counts=[f"{count} {defect}" for defect, count in counts],
         methods=_METHODS,
         name=name,
         license=license,
     )
-
-
-def _public_base(config: AdapterConfig) -> str | None:
-    """The base by a name that strangers can load, or else that of the one it was continued from; None without one."""
-    for name in (config.base.id, config.base.adapted_from):
-        target = bases.BASES.get(name or "", name)
-        if target == str(bases.EMBEDDED):
-            return name
-        if target is not None and not Path(target).expanduser().is_dir():
-            return target
-    return None
 
 
 def _metadata(base: str | None, evaluation: dict[str, Any] | None, name: str, license: str | None) -> ModelCardData:

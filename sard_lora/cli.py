@@ -62,6 +62,20 @@ COMMANDS = {
         "BenchmarkConfig",
         "benchmark",
     ),
+    "push": Command(
+        "an adapter or a synthetic data set to the Hugging Face Hub",
+        "sard_lora.sharing",
+        "PushConfig",
+        "push",
+        ("source", "repo"),
+    ),
+    "pull": Command(
+        "an adapter or a synthetic data set from the Hugging Face Hub",
+        "sard_lora.sharing",
+        "PullConfig",
+        "pull",
+        ("repo", "output"),
+    ),
     "demo": Command(
         "the whole job on an embedded product, without any download",
         "sard_lora.demo",
@@ -104,8 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     rest = arguments[len(name.split()) :]
     command = COMMANDS[name]
-    _quiet_libraries()
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     module = importlib.import_module(command.module)
+    _quiet_libraries()
     from sard_lora.config import parse
 
     config = parse(
@@ -123,9 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' own notices and bars out of the output, unless the user asked for them."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    """Keep the libraries' own bars out of the output of a command that runs models; the others need not load them."""
+    if "torch" not in sys.modules:
+        return
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -58,8 +58,7 @@ class LabelledSet:
         Raises `ValueError` for an empty mask, one of another size, or a record that JSON or `datasets` cannot hold.
         """
         path = self._image(defect, name)
-        if defect == GOOD or Path(defect).name != defect or Path(name).name != name:
-            raise ValueError(f"{path}: {defect!r} and {name!r} must be plain names, and no defect is called good.")
+        _require_plain_names(path, defect, name)
         if mask.dtype != bool or mask.shape != (image.height, image.width):
             wanted = f"bool of shape {(image.height, image.width)}"
             raise ValueError(f"{path}: the mask is {mask.dtype} of shape {mask.shape}, not {wanted} as the image.")
@@ -77,6 +76,29 @@ class LabelledSet:
             Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
         with atomic_file(path) as temporary:
             image.save(temporary, pnginfo=info)
+
+    def add_files(self, defect: str, name: str, image: bytes, mask: bytes) -> None:
+        """Write an image and its mask as they came from another set, byte for byte.
+
+        Raises `ValueError` for names that are no plain ones.
+        """
+        path = self._image(defect, name)
+        _require_plain_names(path, defect, name)
+        with atomic_file(self._mask(defect, name)) as temporary:
+            temporary.write_bytes(mask)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(image)
+
+    def normals(self) -> list[Path]:
+        """The normal images that the set carries, sorted."""
+        return _visible(self.root / "train" / GOOD, "*.*")
+
+    def add_normal(self, name: str, image: bytes) -> None:
+        """Write one normal image, byte for byte; `name` has its suffix. Raises `ValueError` for no plain name."""
+        path = self.root / "train" / GOOD / name
+        _require_plain_names(path, name)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(image)
 
     def add_normals(self, samples: Iterable[Sample]) -> None:
         """Copy normal images, byte for byte, to `train/good`; those already there are left alone.
@@ -132,6 +154,11 @@ def records_by_image(images: Iterable[Path]) -> dict[Path, dict[str, Any]]:
     """The records of all sets that these images lie in, by the images' paths."""
     roots = {image.parents[2] for image in images}
     return {root / record["file_name"]: record for root in sorted(roots) for record in LabelledSet(root).records()}
+
+
+def _require_plain_names(path: Path, *names: str) -> None:
+    if GOOD in names[:-1] or any(Path(name).name != name for name in names):
+        raise ValueError(f"{path}: {' and '.join(map(repr, names))} must be plain names, and no defect is called good.")
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:

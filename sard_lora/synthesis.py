@@ -45,7 +45,7 @@ class SynthesizeConfig:
     """Settings of one synthetic data set."""
 
     adapter: Path
-    """Adapter folder."""
+    """Adapter folder, or user/name on the Hugging Face Hub."""
     data: Path
     """Normal images: a data set (its training side is used) or a plain folder of images."""
     output: Path
@@ -71,6 +71,8 @@ class SynthesizeConfig:
     segmenter can tell what was written from what was not, and to teach it that this is no defect."""
     masks: str = "real"
     """Where masks come from: real (the few-shot ones, transformed), perlin, stroke or mixed."""
+    mask_bank: Path | None = None
+    """Folder of masks, <defect>/<name>.png, in place of the adapter's own."""
     background: str | None = None
     """Background mode of RCD; default: the adapter's."""
     composite: str = "change"
@@ -150,8 +152,8 @@ class Synthesizer:
 
     @cached_property
     def bank(self) -> MaskBank:
-        """The adapter's masks. Raises ValueError when it was shared without them."""
-        return self.adapter.masks()
+        """The masks that new ones are made from. Raises ValueError where the adapter has none and none were given."""
+        return MaskBank.load(self.config.mask_bank) if self.config.mask_bank else self.adapter.masks()
 
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
@@ -226,7 +228,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     that was made with other settings.
     """
     begun = time.monotonic()
-    adapter = Adapter.load(config.adapter)
+    adapter = Adapter.from_pretrained(config.adapter)
     unknown = sorted(set(config.defects or ()) - set(adapter.config.defects))
     if unknown:
         raise ValueError(

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from sard_lora.adapter_config import AdapterConfig
-from sard_lora.card import adapter_card, write_card
+from sard_lora.card import adapter_card, card_of, write_card
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation.baselines import write_baseline
 from sard_lora.evaluation.protocol import EvaluateConfig, evaluate
@@ -31,18 +31,17 @@ def test_card_tells_defects_shots_prompts_and_how_to_load(adapter):
     text = read(adapter.folder)
     assert "hole (2), scratch (2)" in text and "Nobody has measured" in text
     assert all(prompt in text for prompt in adapter.config.prompts.values())
-    write_card(adapter.folder, name="user/plate", license="cc-by-4.0")
-    assert 'load_lora_weights("user/plate")' in read(adapter.folder)
-    assert ModelCard(read(adapter.folder)).data.license == "cc-by-4.0"
+    shared = card_of(adapter.folder, name="user/plate", license="cc-by-4.0")
+    assert 'load_lora_weights("user/plate")' in shared and ModelCard(shared).data.license == "cc-by-4.0"
 
 
 def test_card_says_what_the_folder_does_not_hold(adapter):
-    assert "--masks perlin" not in read(adapter.folder)
+    assert "--mask_bank" not in read(adapter.folder)
     shutil.rmtree(adapter.folder / "masks")
     (adapter.folder / "critic.safetensors").unlink()
     write_card(adapter.folder)
     text = read(adapter.folder)
-    assert "bring masks of your own" in text and "--masks perlin" in text
+    assert "bring a folder of masks" in text and "--mask_bank" in text
     assert "rank candidates | no |" in text and "samples.png" not in text
 
 
@@ -66,19 +65,17 @@ def test_figures_of_an_adapter_trained_on_other_images_are_refused(adapter, mvte
 
 
 @pytest.mark.parametrize(
-    ("base", "adapted_from", "named"),
+    ("base", "revision", "named"),
     [
-        ("sard-tiny", None, "sard-tiny"),
-        ("sd15-inpainting", None, "stable-diffusion-v1-5/stable-diffusion-inpainting"),
-        ("user/base", None, "user/base"),
-        ("FOLDER", "sard-tiny", "sard-tiny"),
-        ("FOLDER", None, None),
+        ("sard-tiny", "0123456789abcdef", None),
+        ("sd15-inpainting", "a" * 40, "stable-diffusion-v1-5/stable-diffusion-inpainting"),
+        ("user/base", "a" * 40, "user/base"),
+        ("bases/tile", "0123456789abcdef", None),
     ],
 )
-def test_metadata_name_a_base_that_strangers_can_load(adapter, tmp_path, base, adapted_from, named):
+def test_metadata_name_a_base_only_where_the_hub_has_it(adapter, base, revision, named):
     config = AdapterConfig.read(adapter.folder)
-    config.base.id = base.replace("FOLDER", str(tmp_path))
-    config.base.adapted_from = adapted_from
+    config.base.id, config.base.revision = base, revision
     data = ModelCard(adapter_card(config, {"masks"})).data
     assert data.base_model == named
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "image-to-image")

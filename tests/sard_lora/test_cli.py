@@ -11,6 +11,7 @@ import yaml
 from sard_lora import cli
 from sard_lora.cli import COMMANDS, main
 from sard_lora.config import parse
+from sard_lora.sharing import PushConfig
 from sard_lora.synthesis import SynthesizeConfig
 
 
@@ -95,3 +96,18 @@ def test_check_draws_the_sheet_into_a_folder_and_refuses_a_name_that_is_no_pictu
 def test_bare_arguments_stand_for_flags():
     assert cli._named(["DIR", "--output", "x"], ("data",)) == ["--data", "DIR", "--output", "x"]
     assert cli._named(["--data", "DIR"], ("data",)) == ["--data", "DIR"]
+
+
+def test_switches_can_be_written_bare():
+    def settings(*argv: str) -> tuple[bool, bool, bool]:
+        config = parse(PushConfig, "x", "y", ["--source", "a", "--repo", "me/a", *argv])
+        return config.private, config.masks, config.samples
+
+    assert settings() == (False, True, False)
+    assert settings("--private", "--no-masks", "--with-samples") == (True, False, True)
+    assert settings("--private", "true", "--masks", "false", "--samples=true") == (True, False, True)
+    assert settings("--private", "false", "--no-samples", "--masks") == (False, True, False)
+    assert (
+        parse(SynthesizeConfig, "x", "y", ["--adapter=a", "--data=d", "--output=o", "--no-copy-normals"]).copy_normals
+        is False
+    )

@@ -166,3 +166,11 @@ def test_output_that_cannot_be_written_is_refused_first(adapter, mvtec, tmp_path
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError, match=r"file.*another --output"):
         synthesize(settings(adapter, mvtec, tmp_path / "file" / "set"))
+
+
+def test_masks_of_ones_own_serve_where_the_adapter_has_none(adapter, mvtec, tmp_path):
+    (adapter.folder / "masks").rename(tmp_path / "mine")
+    with pytest.raises(ValueError, match="--mask_bank"):
+        synthesize(settings(adapter, mvtec, tmp_path / "set", count=1))
+    synthesize(settings(adapter, mvtec, tmp_path / "set", count=2, mask_bank=tmp_path / "mine"))
+    assert verify(tmp_path / "set", mvtec)["labels_equal_written_region"]
