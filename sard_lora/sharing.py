@@ -188,7 +188,7 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adapter_card(source: Path, staged: Path, repo_id: str, license: str | None) -> str:
-    """The card of what is staged; one that somebody rewrote by hand keeps its text, with the repository's name in it."""
+    """The card of what is staged; one that was rewritten by hand keeps its text, with the repository's name in it."""
     text = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else None
     if text is None or text == card_of(source):
         return card_of(staged, repo_id, license)
