@@ -3,11 +3,12 @@
     python notebooks/execute.py --output runs/notebooks [1_train_an_adapter ...]
 
 The executed copies, with their pictures, are `OUTPUT/NAME.ipynb`. They share a working folder, so the adapter that the
-first one trains serves the others. The last one shares on a Hub that runs
-on this machine only.
+first one trains serves the others. What they share on the Hub goes to one that runs on this machine, for as long as
+they do.
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "tests"))
+from loopback_hub import LoopbackHub  # noqa: E402 - beside the tests, not installed
 
 
 def execute(notebook: Path, output: Path, timeout: int = 900) -> Path:
@@ -42,11 +45,15 @@ def main() -> None:
     notebooks = sorted(HERE.glob("*.ipynb"))
     if unknown := set(arguments.names) - {path.stem for path in notebooks}:
         sys.exit(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(path.stem for path in notebooks)}")
-    for notebook in notebooks:
-        if not arguments.names or notebook.stem in arguments.names:
-            began = time.monotonic()
-            done = execute(notebook, arguments.output)
-            print(f"{done}: {time.monotonic() - began:.0f} s", flush=True)
+    with LoopbackHub() as hub:
+        hub.add_user("you", "hf_notebooks")
+        os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_notebooks", "HF_HUB_DISABLE_XET": "1"}
+        os.environ["HF_HOME"] = str((arguments.output / "hub").absolute())
+        for notebook in notebooks:
+            if not arguments.names or notebook.stem in arguments.names:
+                began = time.monotonic()
+                done = execute(notebook, arguments.output)
+                print(f"{done}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The notebooks run from top to bottom, are kept without outputs, and show pictures."""
 
-import sys
 from pathlib import Path
 
 import nbformat
@@ -25,7 +24,6 @@ def test_first_notebook_trains_an_adapter_and_shows_pictures(tmp_path, monkeypat
     ]
     assert any("image/png" in data for data in shown)
     assert any("data:image/png" in data.get("text/html", "") for data in shown)
-    sys.modules.pop("execute")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -182,7 +182,7 @@ def _synthetic_samples(config: EvaluateConfig, category: Category, split: Split)
         return ()
     synthetic = open_category(config.train, config.category)
     _require_readable(synthetic)
-    refuse_leaks(synthetic.anomalies, category, split)
+    refuse_leaks(synthetic.samples, category, split)
     return synthetic.anomalies
 
 

@@ -135,6 +135,13 @@ def test_training_on_the_tested_images_is_refused(config, mvtec):
     assert not (config.output / "report.json").exists()
 
 
+def test_a_set_that_carries_a_held_back_normal_image_is_refused(config, mvtec):
+    held = next(sample for sample in few_shot_split(open_category(mvtec)).test if sample.defect == GOOD)
+    LabelledSet(config.train).add_normal("mine.png", held.image.read_bytes())
+    with pytest.raises(ValueError, match=r"mine\.png: is the held-back image"):
+        evaluate(config)
+
+
 def test_a_damaged_image_is_named_before_anything_is_trained(config, monkeypatch):
     monkeypatch.setattr(protocol, "train_segmenter", lambda *_: pytest.fail("trained"))
     (config.train / "ground_truth/scratch/000001_mask.png").unlink()
