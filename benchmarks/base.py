@@ -54,7 +54,7 @@ class BaseBenchmarkConfig:
     """Base model: sard-tiny (embedded), a named one, a folder, or a Hub id."""
     holes: int = 200
     """Holes in each data set."""
-    adapt_steps: int = 800
+    adapt_steps: int = 700
     """Steps of `sard-lora base adapt` on the training side's normal images; 0 leaves the adapted base out."""
     num_inference_steps: int = 20
     """Steps of the reverse diffusion."""

@@ -57,14 +57,14 @@ class AdaptConfig:
     """Train the whole UNet, or a LoRA that is then folded into it; auto: the whole of a UNet below 100 M parameters."""
     rank: int = 32
     """Rank of the LoRA."""
-    steps: int = 800
+    steps: int = 700
     """Optimizer steps."""
     batch_size: int = 16
     """Windows per step."""
     small_share: float = 0.2
     """Share of the steps, the first ones, on four times as many windows of half the side."""
     decoder_steps: int | None = None
-    """Steps of the autoencoder's decoder, which learns the grain of the pictures; by default 300 where the whole UNet
+    """Steps of the autoencoder's decoder, which learns the grain of the pictures; by default 200 where the whole UNet
     is trained, 0 where a LoRA is: large autoencoders have learnt grain."""
     learning_rate: float | None = None
     """Peak learning rate of the UNet; by default 7e-4 for the whole UNet, 1e-4 for a LoRA."""
@@ -133,7 +133,7 @@ def adapt(config: AdaptConfig) -> Path:
     loss = _loss(pipe, windows, config)
     train(work, pipe.unet, loss, config.steps, rate, bf16, config.checkpoint_every, warmup=min(50, config.steps))
     steps, minutes = load_average(work, pipe.unet)
-    decoder_steps = config.decoder_steps if config.decoder_steps is not None else 0 if lora else 300
+    decoder_steps = config.decoder_steps if config.decoder_steps is not None else 0 if lora else 200
     if decoder_steps:
         _, more = _train_decoder(pipe, windows, decoder_steps, bf16, work / "decoder", config)
         minutes += more
