@@ -9,6 +9,7 @@ they do.
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -45,9 +46,12 @@ def main() -> None:
     notebooks = sorted(HERE.glob("*.ipynb"))
     if unknown := set(arguments.names) - {path.stem for path in notebooks}:
         sys.exit(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(path.stem for path in notebooks)}")
+    if not arguments.names:
+        shutil.rmtree(arguments.output, ignore_errors=True)  # else the first would find its adapter trained
     with LoopbackHub() as hub:
         hub.add_user("you", "hf_notebooks")
         os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_notebooks", "HF_HUB_DISABLE_XET": "1"}
+        os.environ["NO_PROXY"] = "127.0.0.1,localhost"
         os.environ["HF_HOME"] = str((arguments.output / "hub").absolute())
         for notebook in notebooks:
             if not arguments.names or notebook.stem in arguments.names:

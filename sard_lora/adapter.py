@@ -6,10 +6,12 @@
     masks/<defect>/<name>.png          the few-shot mask bank, 1-bit PNG; can be left out
     pipeline.py                        a copy of `sard_inpaint.py`
     samples.png, README.md             pictures and the model card
+    evaluation.json                    what segmenters learned from its images, where that was measured
 
 Only safetensors, JSON and PNG are read; nothing is ever unpickled.
 """
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -21,7 +23,15 @@ from huggingface_hub import CommitInfo
 from peft import get_peft_model_state_dict
 
 from sard_lora import bases, sharing
-from sard_lora.adapter_config import SETTINGS_FILE, AdapterConfig
+from sard_lora.adapter_config import (
+    CRITIC_FILE,
+    LORA_FILE,
+    MASKS_FOLDER,
+    PIPELINE_FILE,
+    SAMPLES_FILE,
+    SETTINGS_FILE,
+    AdapterConfig,
+)
 from sard_lora.atomic import atomic_folder
 from sard_lora.card import write_card
 from sard_lora.critic import MaskGuidedCritic
@@ -30,9 +40,6 @@ from sard_lora.hub import snapshot
 from sard_lora.masks import MaskBank
 from sard_lora.pipelines import sard_inpaint
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-CRITIC_FILE = "critic.safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Adapter:
         repo_id: str,
         *,
         private: bool = False,
-        masks: bool = True,
+        masks: bool | None = None,
         samples: bool = False,
         license: str | None = None,
         token: str | None = None,
@@ -83,8 +90,9 @@ class Adapter:
     ) -> CommitInfo:
         """Push this adapter to `user/name` on the Hugging Face Hub, in one commit; the folder stays as it is.
 
-        `masks=False` leaves the few-shot masks out, `samples=True` takes samples.png along, which shows the product.
-        `license` is for the card, as the Hub spells it ("apache-2.0").
+        `masks=False` leaves the few-shot masks out, None leaves it as it is in the repository, or takes them along.
+        `samples=True` takes samples.png along, which shows the product. `license` is for the card, as the Hub spells
+        it ("apache-2.0").
 
         Raises:
             ValueError: a name that is none, a repository that holds something else or is public though `private`.
@@ -115,9 +123,13 @@ class Adapter:
         path = self.folder / CRITIC_FILE
         return MaskGuidedCritic.load(path) if path.is_file() else None
 
+    def sha256(self) -> str:
+        """SHA-256 of the LoRA's file: what tells this adapter from others, in the reports of its data sets."""
+        return hashlib.sha256((self.folder / LORA_FILE).read_bytes()).hexdigest()
+
     def masks(self) -> MaskBank:
         """The few-shot mask bank. Raises ValueError when it was left out."""
-        path = self.folder / "masks"
+        path = self.folder / MASKS_FOLDER
         if not path.is_dir():
             raise ValueError(
                 f"{path}: this adapter was shared without its masks. Give a folder of masks of your own, --mask_bank"
@@ -157,11 +169,11 @@ def save_adapter(
         )
         if critic is not None:
             critic.save(temporary / CRITIC_FILE)
-        masks.save(temporary / "masks")
+        masks.save(temporary / MASKS_FOLDER)
         text = json.dumps(asdict(config), indent=2, default=str) + "\n"
         (temporary / SETTINGS_FILE).write_text(text, encoding="utf-8")
-        shutil.copyfile(sard_inpaint.__file__, temporary / "pipeline.py")
+        shutil.copyfile(sard_inpaint.__file__, temporary / PIPELINE_FILE)
         if samples is not None:
-            shutil.copyfile(samples, temporary / "samples.png")
+            shutil.copyfile(samples, temporary / SAMPLES_FILE)
         write_card(temporary)
     return Adapter.load(folder)

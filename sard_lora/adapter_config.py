@@ -10,6 +10,13 @@ from sard_lora.layouts import GOOD
 
 SETTINGS_FILE = "sard_config.json"
 """As in `pipelines/sard_inpaint.py`, which stands alone and takes seconds to import."""
+LORA_FILE = "pytorch_lora_weights.safetensors"
+CRITIC_FILE = "critic.safetensors"
+EVALUATION_FILE = "evaluation.json"
+SAMPLES_FILE = "samples.png"
+CARD_FILE = "README.md"
+MASKS_FOLDER = "masks"
+PIPELINE_FILE = "pipeline.py"
 FORMAT_VERSION = 1
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sard-lora")
 
@@ -71,7 +78,7 @@ class AdapterConfig:
 
     @classmethod
     def read(cls, folder: Path) -> "AdapterConfig":
-        """Raises ValueError for a folder that is no adapter, or one of a newer format."""
+        """Raises ValueError for a folder that is no adapter, one of a newer format, or settings that make no sense."""
         path = folder / SETTINGS_FILE
         if not path.is_file():
             raise ValueError(
@@ -82,6 +89,16 @@ class AdapterConfig:
             raise ValueError(
                 f"{path}: format {content['format_version']} is newer than this sard-lora reads: upgrade it"
             )
-        content["base"] = BaseReference(**content["base"])
-        content["sampling"] = SamplingSettings(**content["sampling"])
-        return cls(**content)
+        try:
+            content["base"] = BaseReference(**content["base"])
+            content["sampling"] = SamplingSettings(**content["sampling"])
+            config = cls(**content)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: is no adapter's settings ({error}). Get the adapter again, or train it"
+            ) from error
+        # They become names of folders, and an adapter may come from a stranger.
+        for name in (config.category, *config.defects):
+            if Path(name).name != name or name in ("", ".."):
+                raise ValueError(f"{path}: {name!r} cannot be the name of a category or defect. Correct it")
+        return config

@@ -1,7 +1,7 @@
-"""The model card of an adapter: what it makes, of which product, how to load it, what it was trained on and is worth.
+"""Cards: what an adapter makes and is worth, what a synthetic set holds, how to load them, and the Hub's metadata.
 
-The card says nothing that is not in the adapter's folder; its figures are those that `sard-lora evaluate --adapter` put
-there. Its metadata are the Hub's.
+A card says nothing that is not in its folder; an adapter's figures are those that `sard-lora evaluate --adapter` put
+there. Cards that carry `GENERATED` are written anew when their folder changes or is pushed; others are somebody's own.
 """
 
 import json
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
 from sard_lora import bases
-from sard_lora.adapter_config import AdapterConfig
+from sard_lora.adapter_config import CARD_FILE, EVALUATION_FILE, AdapterConfig
 from sard_lora.atomic import write_text
 
-EVALUATION_FILE = "evaluation.json"
-"""In an adapter folder: what segmenters learned from its images, as `evaluation_summary` gives it."""
-
+GENERATED = "<!-- Written by sard-lora, and again with every change; without this line your own text is kept. -->"
 ADAPTER_FOLDER = "ADAPTER_FOLDER"
 """Stands for a Hub id in the lines of code of a card, as long as there is none."""
 
 TAGS = ["lora", "inpainting", "anomaly-synthesis", "defect-detection", "sard"]
+DATA_SET_TAGS = ["synthetic", "defect-detection", "sard"]
 FEW = 5
 """Below so many images of a defect the card warns of little variety."""
 
@@ -49,8 +49,30 @@ def evaluation_summary(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md of an adapter folder."""
-    write_text(folder / "README.md", card_of(folder))
+    """Write the card of an adapter folder, unless it has one that is somebody's own."""
+    path = folder / CARD_FILE
+    if not path.is_file() or is_generated(path.read_text(encoding="utf-8")):
+        write_text(path, card_of(folder))
+
+
+def is_generated(text: str) -> bool:
+    """Whether a card is ours to write anew."""
+    return GENERATED in text
+
+
+def read_card(path: Path, kind: type[RepoCard] = ModelCard) -> RepoCard:
+    """A card with its metadata. Raises ValueError, naming the file, for metadata that are no YAML."""
+    return parse_card(path.read_text(encoding="utf-8"), path, kind)
+
+
+def parse_card(text: str, path: Path, kind: type[RepoCard] = ModelCard) -> RepoCard:
+    """As `read_card`, for the text of the card at `path`."""
+    try:
+        return kind(text)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: its metadata, between the --- lines, cannot be read ({error}). Correct it"
+        ) from error
 
 
 def card_of(folder: Path, name: str = ADAPTER_FOLDER, license: str | None = None) -> str:
@@ -70,29 +92,61 @@ def adapter_card(
     license: str | None = None,
 ) -> str:
     """The text of a card; `held` are the names of what the adapter's folder holds."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sard_lora"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
-    environment.filters |= {"listed": _listed, "percent": lambda value: f"{100 * value:.1f}"}
     shots = config.data["shots"]
     base = bases.hub_id(config.base.id, config.base.revision)
     counts = evaluation["test_images_per_defect"].items() if evaluation else ()
-    return environment.get_template("adapter_card.md").render(
+    return _render(
+        "adapter_card.md",
         metadata=_metadata(base, evaluation, name, license).to_yaml(),
+        marker=GENERATED,
         config=config,
         training=config.training,
         product=config.category.replace("_", " ").replace("-", " "),
         held=held,
         shots=shots,
         few=[defect for defect in config.defects if shots.get(defect, 0) < FEW],
-        base=base or config.base.id,
-        named=config.base.id in bases.BASES and base is None,
+        base=base,
+        embedded=bases.BASES.get(config.base.id) == str(bases.EMBEDDED),
         evaluation=evaluation,
         counts=[f"{count} {defect}" for defect, count in counts],
         methods=_METHODS,
         name=name,
         license=license,
     )
+
+
+def data_set_card(text: str | None, repo_id: str, name: str, rows: dict[str, int], license: str | None) -> str:
+    """The card of a data set: `text`, or one that says what it is; either way with what the Hub must know to show it.
+
+    `rows` are the numbers of "defects" and of "normal" images. Raises ValueError for a `text` with unreadable metadata.
+    """
+    if text is None or is_generated(text):
+        text = _render("data_set_card.md", marker=GENERATED, repo_id=repo_id, name=name, rows=rows)
+    card = parse_card(text, Path(name) / CARD_FILE, DatasetCard)
+    configs = [
+        {"config_name": config, "data_files": [{"split": "train", "path": f"data/{kind}-*.parquet"}]}
+        for config, kind in (("default", "defects"), ("normal", "normal"))
+        if rows[kind]
+    ]
+    usual = {"pretty_name": name, "task_categories": ["image-segmentation"], "tags": DATA_SET_TAGS}
+    own = card.data.to_dict() | ({"license": license} if license else {})
+    told = {"size_categories": [_size_category(rows["defects"])], "configs": configs}
+    card.data = DatasetCardData(**usual | own | told)
+    return str(card)
+
+
+def _size_category(count: int) -> str:
+    """The Hub's word for a number of rows."""
+    bounds = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6))
+    return next((name for name, bound in bounds if count < bound), "1M<n<10M")
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sard_lora"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters |= {"listed": _listed, "percent": lambda value: f"{100 * value:.1f}"}
+    return environment.get_template(template).render(**values)
 
 
 def _metadata(base: str | None, evaluation: dict[str, Any] | None, name: str, license: str | None) -> ModelCardData:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TypeVar
 
 Config = TypeVar("Config")
+SWITCH_VALUES = ("true", "false", "yes", "no", "null")
 
 
 def parse(config_type: type[Config], prog: str, description: str, argv: Sequence[str] | None = None) -> Config:
@@ -34,12 +35,12 @@ def _spelt_out(config_type: type, argv: Sequence[str]) -> list[str]:
     """`argv` with the value behind every bare switch: `--no-masks` becomes `--masks false`."""
     switches = {}
     for field in fields(config_type):
-        if field.type in (bool, "bool"):
+        if field.type in (bool, bool | None):
             flag, name = f"--{field.name}", field.name.replace("_", "-")
             switches |= {f"--no-{name}": (flag, "false"), f"--with-{name}": (flag, "true"), flag: (flag, "true")}
     spelt = []
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
         flag, value = switches.get(argument, (argument, None))
-        bare = value is not None and (flag != argument or following is None or following.startswith("-"))
+        bare = value is not None and (flag != argument or (following or "").lower() not in SWITCH_VALUES)
         spelt += [flag, value] if bare else [flag]
     return spelt

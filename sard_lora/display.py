@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from sard_lora.adapter_config import AdapterConfig
+from sard_lora.adapter_config import SAMPLES_FILE, AdapterConfig
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.report import contact_sheet
 
@@ -17,7 +17,7 @@ def adapter_html(folder: Path, config: AdapterConfig) -> str:
     shots = config.data["shots"]
     defects = ", ".join(f"{defect} ({shots.get(defect, 0)} images)" for defect in config.defects)
     facts = f"{defects}; on {config.base.id}, {config.base.resolution} px; {config.training['steps']} steps"
-    samples = folder / "samples.png"
+    samples = folder / SAMPLES_FILE
     return _figure(f"Adapter of {config.category}", facts, samples.read_bytes() if samples.is_file() else None)
 
 

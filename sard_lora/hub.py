@@ -13,7 +13,6 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    RepoCard,
     snapshot_download,
 )
 from huggingface_hub.errors import (
@@ -26,7 +25,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-CARD = "README.md"
+from sard_lora.adapter_config import CARD_FILE
+from sard_lora.card import read_card
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def commit_folder(
     kind = contents.repo_type
     added = matching(files_in(folder), contents.files)
     with explained(repo_id, "On the Hub is all of this push or nothing, and your folder is as it was: push again"):
-        check_card(folder / CARD, kind)
+        check_card(folder / CARD_FILE, kind)
         api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
         info = api.repo_info(repo_id, repo_type=kind)
         there = [file.rfilename for file in info.siblings or ()]
@@ -76,6 +76,30 @@ def commit_folder(
         operations = [CommitOperationDelete(path) for path in gone]
         operations += [CommitOperationAdd(path, folder / path) for path in added]
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=kind, parent_commit=info.sha)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a repository holds of `Contents` now, and the licence on its card; nothing where there is none yet."""
+
+    files: list[str]
+    license: str | None
+
+
+def published(repo_id: str, contents: Contents, token: str | None) -> Published:
+    """What an earlier push left there. Raises OSError without permission or connection."""
+    api = HfApi(token=token, library_name="sard-lora")
+    with explained(repo_id, "Nothing has been pushed: push again"):
+        try:
+            info = api.repo_info(repo_id, repo_type=contents.repo_type)
+        except RepositoryNotFoundError:
+            return Published([], None)
+        there = [file.rfilename for file in info.siblings or ()]
+        license = None
+        if CARD_FILE in there:
+            card = api.hf_hub_download(repo_id, CARD_FILE, repo_type=contents.repo_type, revision=info.sha)
+            license = read_card(Path(card)).data.get("license")
+        return Published(matching(there, contents.files), license)
 
 
 def find(repo_id: str, kinds: tuple[Contents, ...], revision: str | None = None) -> tuple[Contents, str]:
@@ -160,8 +184,9 @@ def check_card(card: Path, repo_type: str) -> None:
     """Ask the Hub whether it accepts the metadata of this README.md, if there is one; ValueError when it does not."""
     if not card.is_file():
         return
+    parsed = read_card(card)
     try:
-        RepoCard.load(card).validate(repo_type=repo_type)
+        parsed.validate(repo_type=repo_type)
     except ValueError as error:
         raise ValueError(
             f"{card.name}: the Hub does not accept its metadata: {error}. Correct the block between the --- lines"
@@ -183,7 +208,7 @@ def explained(repo_id: str, otherwise: str) -> Iterator[None]:
 
 
 def _refuse_other(repo_id: str, contents: Contents, there: list[str]) -> None:
-    others = [path for path in there if path not in (".gitattributes", CARD)]
+    others = [path for path in there if path not in (".gitattributes", CARD_FILE)]
     if others and not contents.recognised(there):
         raise ValueError(
             f"{repo_id}: is there already and holds something else ({others[0]}, …), not {contents.name}. "
@@ -209,12 +234,16 @@ def _way_out(error: BaseException, otherwise: str) -> str:
         )
     if status == 401:
         return "you are not logged in, or your token is no good. Log in with `hf auth login`, or correct HF_TOKEN"
+    said = f" (it says: {cause.server_message})" if isinstance(cause, HfHubHTTPError) and cause.server_message else ""
     if status == 403:
         return (
-            "your token may not do this. Use one that may write there (https://huggingface.co/settings/tokens, then "
-            "`hf auth login`), or a name of your own"
+            f"you may not do this{said}. Use a token that may write there (https://huggingface.co/settings/tokens, "
+            "then `hf auth login`), or a name of your own"
         )
     if status in (409, 412):
         return "was changed by someone else meanwhile. Look at it, then push again"
-    reason = f"the Hub answered {status}" if status else f"no connection ({type(cause).__name__}: {cause})"
-    return f"{reason}. {otherwise}"
+    if status is None:
+        return f"no connection ({type(cause).__name__}: {cause}). {otherwise}"
+    if status < 500:
+        return f"the Hub refuses, with {status}{said}. Nothing was changed there, and your folder is as it was"
+    return f"the Hub answered {status}{said}. {otherwise}"

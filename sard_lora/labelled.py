@@ -103,7 +103,7 @@ class LabelledSet:
     def add_normals(self, samples: Iterable[Sample]) -> None:
         """Copy normal images, byte for byte, to `train/good`; those already there are left alone.
 
-        Raises `ValueError` for two samples of the same file name.
+        Raises `ValueError` for two pictures of the same file name.
         """
         sources: dict[str, Path] = {}
         for sample in samples:
@@ -112,6 +112,8 @@ class LabelledSet:
                 raise ValueError(f"{sample.image}: has the same file name as {source}. Rename one of them.")
         for name, source in sources.items():
             target = self.root / "train" / GOOD / name
+            if target.exists() and target.read_bytes() != source.read_bytes():
+                raise ValueError(f"{source}: another picture of this name is in {target.parent} already. Rename one.")
             if not target.exists():
                 with atomic_file(target) as temporary:
                     temporary.write_bytes(source.read_bytes())
@@ -127,10 +129,10 @@ class LabelledSet:
             if text is None:
                 raise ValueError(f"{path}: carries no record, so it was not synthesized. Move it out of this folder.")
             defect, name = path.parent.name, path.stem
-            yield {
+            # The paths last: a record from elsewhere must not name other files than its own.
+            yield json.loads(text) | {
                 "file_name": path.relative_to(self.root).as_posix(),
                 "mask_file_name": self._mask(defect, name).relative_to(self.root).as_posix(),
-                **json.loads(text),
             }
 
     def write_metadata(self) -> None:
@@ -157,7 +159,7 @@ def records_by_image(images: Iterable[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def _require_plain_names(path: Path, *names: str) -> None:
-    if GOOD in names[:-1] or any(Path(name).name != name for name in names):
+    if GOOD in names[:-1] or any(Path(name).name != name or name in ("", "..") for name in names):
         raise ValueError(f"{path}: {' and '.join(map(repr, names))} must be plain names, and no defect is called good.")
 
 

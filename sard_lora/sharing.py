@@ -1,7 +1,8 @@
 """`sard-lora push` and `pull`: adapters and synthetic data sets on the Hugging Face Hub.
 
-What is pushed is staged in a temporary folder first: the card gets the repository's name, local paths go, and your
-folder stays as it is.
+What is pushed is staged in a temporary folder first: the card gets the repository's name, paths of this machine go, and
+your folder stays as it is. What an earlier push said and this one does not, its licence or that masks are withheld,
+stays so.
 """
 
 import json
@@ -11,31 +12,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData, ModelCard
+from huggingface_hub import CommitInfo
 
-from sard_lora.adapter_config import SETTINGS_FILE
+from sard_lora.adapter_config import (
+    CARD_FILE,
+    CRITIC_FILE,
+    EVALUATION_FILE,
+    LORA_FILE,
+    MASKS_FOLDER,
+    PIPELINE_FILE,
+    SAMPLES_FILE,
+    SETTINGS_FILE,
+    AdapterConfig,
+)
 from sard_lora.atomic import atomic_folder
-from sard_lora.bases import hub_id
-from sard_lora.card import ADAPTER_FOLDER, EVALUATION_FILE, card_of
-from sard_lora.hub import CARD, Contents, check_name, commit_folder, files_in, find, matching, snapshot
+from sard_lora.bases import BASES, hub_id
+from sard_lora.card import ADAPTER_FOLDER, card_of, data_set_card, is_generated, parse_card, read_card
+from sard_lora.hub import Contents, check_name, commit_folder, files_in, find, matching, published, snapshot
 from sard_lora.shards import DEFECTS, NORMAL, read_shards, write_shards
 
-LORA, SAMPLES = "pytorch_lora_weights.safetensors", "samples.png"
-"""Names in an adapter folder, as in `sard_lora.adapter`, which takes seconds to import."""
 METADATA, REPORT = "metadata.jsonl", "synthesis.json"
 """Names in a synthetic data set."""
 
-ADAPTER = Contents(
-    name="an adapter",
-    repo_type="model",
-    marker=SETTINGS_FILE,
-    files=(SETTINGS_FILE, LORA, "critic.safetensors", "masks/*/*.png", "pipeline.py", SAMPLES, EVALUATION_FILE, CARD),
-)
+_MASKS = f"{MASKS_FOLDER}/*/*.png"
+_PARTS = (SETTINGS_FILE, LORA_FILE, CRITIC_FILE, _MASKS, PIPELINE_FILE, SAMPLES_FILE, EVALUATION_FILE, CARD_FILE)
+ADAPTER = Contents(name="an adapter", repo_type="model", marker=SETTINGS_FILE, files=_PARTS)
 DATA_SET = Contents(
     name="a synthetic data set",
     repo_type="dataset",
     marker=f"data/{DEFECTS}-*.parquet",
-    files=(f"data/{DEFECTS}-*.parquet", f"data/{NORMAL}-*.parquet", REPORT, CARD),
+    files=(f"data/{DEFECTS}-*.parquet", f"data/{NORMAL}-*.parquet", REPORT, CARD_FILE),
 )
 
 
@@ -49,12 +55,13 @@ class PushConfig:
     """Repository, user/name; created when it is not there."""
     private: bool = False
     """Create it as a private one."""
-    masks: bool = True
-    """Push an adapter's few-shot masks; without them nobody can synthesize a data set with it, only single images."""
+    masks: bool | None = None
+    """Push an adapter's few-shot masks, or leave them out (--no-masks); default: as in the repository, or all of them.
+    Without them a data set can be synthesized only with masks of one's own."""
     samples: bool = False
-    """Push an adapter's samples.png, which shows your product."""
+    """Push an adapter's samples.png, which shows your product (--with-samples)."""
     license: str | None = None
-    """Licence of what is pushed, as the Hub spells it (apache-2.0, cc-by-4.0, …), for the card; yours to choose."""
+    """Licence as the Hub spells it (apache-2.0, cc-by-4.0, …), yours to choose; default: that of the card, if any."""
     message: str | None = None
     """Commit message; default: what was pushed."""
 
@@ -87,7 +94,7 @@ def push(config: PushConfig) -> CommitInfo:
             commit_message=config.message,
         )
     elif kind is DATA_SET:
-        if not config.masks:
+        if config.masks is False:
             raise ValueError(f"{config.source}: a data set without its masks has no labels. Leave --no-masks away")
         commit = push_data_set(
             config.source, config.repo, private=config.private, license=config.license, commit_message=config.message
@@ -113,7 +120,7 @@ def pull(config: PullConfig) -> Path:
     with atomic_folder(output) as folder:
         if kind is DATA_SET:
             read_shards(source / "data", folder)
-        _copy(source, folder, ADAPTER.files if kind is ADAPTER else (REPORT, CARD))
+        _copy(source, folder, ADAPTER.files if kind is ADAPTER else (REPORT, CARD_FILE))
     print(f"pulled {kind.name}: {output} (commit {commit[:8]})")
     return output
 
@@ -123,7 +130,7 @@ def push_adapter(
     repo_id: str,
     *,
     private: bool = False,
-    masks: bool = True,
+    masks: bool | None = None,
     samples: bool = False,
     license: str | None = None,
     token: str | None = None,
@@ -131,21 +138,32 @@ def push_adapter(
 ) -> CommitInfo:
     """Push an adapter folder, as `Adapter.push_to_hub` says."""
     check_name(repo_id)
-    if not (source / LORA).is_file():
-        raise ValueError(f"{source / LORA}: missing; the adapter is incomplete. Train it again, or copy it whole")
+    config = AdapterConfig.read(source)
+    if not (source / LORA_FILE).is_file():
+        raise ValueError(f"{source / LORA_FILE}: missing; the adapter is incomplete. Train it again, or copy it whole")
+    there = published(repo_id, ADAPTER, token)
+    had_masks = bool(matching(there.files, (_MASKS,)))
+    if masks is None and there.files and not had_masks:
+        print(f"{repo_id}: holds no masks, so they are left out again. To push them, say so: --masks true")
+    masks = (had_masks or not there.files) if masks is None else masks
     with tempfile.TemporaryDirectory(prefix="sard-lora-push-") as temporary:
         folder = Path(temporary)
         _copy(source, folder, ADAPTER.files)
         if not masks:
-            shutil.rmtree(folder / "masks", ignore_errors=True)
+            shutil.rmtree(folder / MASKS_FOLDER, ignore_errors=True)
         if not samples:
-            (folder / SAMPLES).unlink(missing_ok=True)
+            (folder / SAMPLES_FILE).unlink(missing_ok=True)
         settings = json.loads((source / SETTINGS_FILE).read_text(encoding="utf-8"))
-        shown = shareable(settings)
-        (folder / SETTINGS_FILE).write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(_adapter_card(source, folder, repo_id, license), encoding="utf-8")
-        message = commit_message or f"Adapter of {settings['category']}"
-        return commit_folder(folder, repo_id, ADAPTER, private=private, token=token, message=message)
+        (folder / SETTINGS_FILE).write_text(json.dumps(shareable(settings), indent=2) + "\n", encoding="utf-8")
+        card = _staged_card(folder, repo_id, license, there.license, settings)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        message = commit_message or f"Adapter of {config.category}"
+        commit = commit_folder(folder, repo_id, ADAPTER, private=private, token=token, message=message)
+    if had_masks and not masks:
+        print(f"{repo_id}: earlier commits still hold the masks. To withdraw them, delete the repository on the Hub")
+    if hub_id(config.base.id, config.base.revision) is None and config.base.id not in BASES:
+        print(f"{repo_id}: its base {config.base.id} is a folder of yours. Whoever uses the adapter needs that too")
+    return commit
 
 
 def push_data_set(
@@ -157,18 +175,27 @@ def push_data_set(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Push a labelled set as parquet, with a card; a README.md in the folder keeps its text and metadata.
+    """Push a labelled set as parquet, with a card; a README.md that is your own keeps its text and metadata.
 
     Raises:
         ValueError, OSError: as `sard_lora.hub.commit_folder`; ValueError also for a set that does not make a table.
     """
     check_name(repo_id)
+    there = published(repo_id, DATA_SET, token)
     with tempfile.TemporaryDirectory(prefix="sard-lora-push-") as temporary:
         folder = Path(temporary)
         rows = write_shards(source, folder / "data")
-        _copy(source, folder, (REPORT, CARD))
-        text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
-        (folder / CARD).write_text(data_set_card(text, repo_id, source.name, rows, license), encoding="utf-8")
+        if (source / REPORT).is_file():
+            report = json.loads((source / REPORT).read_text(encoding="utf-8"))
+            if base := report.get("settings", {}).get("base"):
+                report["settings"]["base"] = Path(base).name
+            (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        text, own = None, None
+        if (source / CARD_FILE).is_file():
+            text = (source / CARD_FILE).read_text(encoding="utf-8")
+            own = parse_card(text, source / CARD_FILE).data.get("license")
+        card = data_set_card(text, repo_id, source.resolve().name, rows, license or own or there.license)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
         message = commit_message or f"{rows[DEFECTS]} synthetic images"
         return commit_folder(folder, repo_id, DATA_SET, private=private, token=token, message=message)
 
@@ -178,79 +205,41 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
 
     A base in a folder must not look like a Hub id either: `bases/tile` would be fetched from a stranger's account.
     """
-    base, training = settings["base"], dict(settings["training"])
+    base, training = dict(settings["base"]), dict(settings["training"])
     if hub_id(base["id"], base["revision"]) is None:
-        base = base | {"id": Path(base["id"]).name}
+        base["id"] = Path(base["id"]).name
+    if base["adapted_from"] is not None:
+        base["adapted_from"] = _without_path(base["adapted_from"])
     training |= {key: Path(training[key]).name for key in ("data", "output") if training.get(key)}
     if training.get("base"):
         training["base"] = base["id"]
     return settings | {"base": base, "training": training}
 
 
-def _adapter_card(source: Path, staged: Path, repo_id: str, license: str | None) -> str:
-    """The card of what is staged; one that was rewritten by hand keeps its text, with the repository's name in it."""
-    text = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else None
-    if text is None or text == card_of(source):
-        return card_of(staged, repo_id, license)
-    card = ModelCard(text.replace(ADAPTER_FOLDER, repo_id))
+def _without_path(name: str) -> str:
+    """The name of a base that may be a folder's path; Hub ids and short names stay."""
+    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
+
+
+def _staged_card(folder: Path, repo_id: str, license: str | None, earlier: str | None, settings: dict[str, Any]) -> str:
+    """The card of a staged adapter; one that is somebody's own keeps its text, with the repository's name in it."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return card_of(folder, repo_id, license or earlier)
+    card = read_card(path)
+    license = license or card.data.get("license") or earlier
+    text = path.read_text(encoding="utf-8")
+    if is_generated(text):
+        return card_of(folder, repo_id, license)
+    shown = shareable(settings)
+    names = {ADAPTER_FOLDER: repo_id}
+    names |= {settings["base"][key]: shown["base"][key] for key in ("id", "adapted_from") if settings["base"][key]}
+    for name, public in names.items():
+        text = text.replace(name, public)
+    card = parse_card(text, path)
     if license is not None:
         card.data.license = license
     return str(card)
-
-
-def data_set_card(text: str | None, repo_id: str, name: str, rows: dict[str, int], license: str | None = None) -> str:
-    """The card of a data set: `text`, or one that says what it is; either way with what the Hub must know to show it.
-
-    Without `license` that field stays as it is in `text`, or away: it is for whoever publishes to choose.
-    """
-    card = DatasetCard(text if text is not None else _DATA_SET_TEXT.format(name=name, repo_id=repo_id, **rows))
-    known = card.data.to_dict()
-    configs = [
-        {"config_name": name, "data_files": [{"split": "train", "path": f"data/{kind}-*.parquet"}]}
-        for name, kind in (("default", DEFECTS), ("normal", NORMAL))
-        if rows[kind]
-    ]
-    card.data = DatasetCardData(
-        **{"task_categories": ["image-segmentation"], "tags": ["synthetic", "defect-detection", "sard"]}
-        | known
-        | ({"license": license} if license else {})
-        | {"size_categories": [_size_category(rows[DEFECTS])], "configs": configs}
-    )
-    return str(card)
-
-
-_DATA_SET_TEXT = """---
-pretty_name: {name}
----
-
-# {name}: synthetic defects with pixel masks
-
-{defects} images of defects, made by [sard-lora](https://arxiv.org/abs/2508.03143): each is a normal image with a
-defect written inside its mask; every pixel outside the mask is the pixel of the normal image. Masks are 255 on the
-defect and 0 elsewhere. The subset `normal` holds the normal images that came with the set: {normal}.
-
-```python
-from datasets import load_dataset
-
-data = load_dataset("{repo_id}", split="train")
-data[0]["image"], data[0]["mask"], data[0]["defect"]
-```
-
-The same in MVTec-AD layout, with the bytes of the original files: `sard-lora pull {repo_id} FOLDER`.
-
-| column | |
-|---|---|
-| image, mask | the picture and its label, of equal size |
-| defect, prompt, seed | what was asked for |
-| normal | the normal image it was written into |
-| critic_score, visibility | the critic's opinion; the change inside the mask over the error of a VAE round trip |
-"""
-
-
-def _size_category(count: int) -> str:
-    """The Hub's word for a number of rows."""
-    bounds = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6))
-    return next((name for name, bound in bounds if count < bound), "1M<n<10M")
 
 
 def _kind(folder: Path) -> Contents | None:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sard_lora.adapter import CRITIC_FILE, Adapter
+from sard_lora.adapter import Adapter
+from sard_lora.adapter_config import CRITIC_FILE, SETTINGS_FILE
 from sard_lora.atomic import atomic_file, make_folder
 from sard_lora.images import DataError, Problem, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, SUFFIXES, Sample
 from sard_lora.masks import foreground, sample_mask
-from sard_lora.pipelines.sard_inpaint import SETTINGS_FILE
 from sard_lora.synthesis import Job, SynthesizeConfig, Synthesizer, compose
 
 MAX_PIXELS = 64_000_000

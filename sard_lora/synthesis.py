@@ -152,8 +152,8 @@ class Synthesizer:
 
     @cached_property
     def bank(self) -> MaskBank:
-        """The masks that new ones are made from. Raises ValueError where the adapter has none and none were given."""
-        return MaskBank.load(self.config.mask_bank) if self.config.mask_bank else self.adapter.masks()
+        """The masks that new ones are made from; raises as `mask_bank`."""
+        return mask_bank(self.adapter, self.config)
 
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
@@ -221,6 +221,11 @@ class Synthesizer:
         )
 
 
+def mask_bank(adapter: Adapter, config: SynthesizeConfig) -> MaskBank:
+    """The masks to shape new ones by: those given, or the adapter's. Raises ValueError or OSError without any."""
+    return MaskBank.load(config.mask_bank) if config.mask_bank else adapter.masks()
+
+
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     """Make the labelled data set that `config` describes; returns the report that is also in `synthesis.json`.
 
@@ -234,6 +239,9 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         raise ValueError(
             f"{config.adapter}: knows no defect {', '.join(unknown)}; it knows {', '.join(adapter.config.defects)}"
         )
+    bank = mask_bank(adapter, config)
+    for defect in config.defects or adapter.config.defects:
+        bank.for_defect(defect)
     normals = normal_images(config.data, config.category)
     settings = _settings(config, adapter)
     seconds_before = _check_same_settings(make_folder(config.output), settings)
@@ -381,9 +389,8 @@ def _settings(config: SynthesizeConfig, adapter: Adapter) -> dict[str, Any]:
     return values | {
         "category": adapter.config.category,
         "defects": list(config.defects or adapter.config.defects),
-        "adapter_sha256": hashlib.sha256(
-            (adapter.folder / "pytorch_lora_weights.safetensors").read_bytes()
-        ).hexdigest(),
+        "adapter_sha256": adapter.sha256(),
+        "mask_bank": _bank_digest(config.mask_bank) if config.mask_bank else None,
     }
 
 
@@ -421,6 +428,14 @@ def _report(labelled: LabelledSet, jobs: Sequence[Job], settings: dict[str, Any]
 def _relative(path: Path, data: Path, category: str | None) -> str:
     root = data / category if category and (data / category).is_dir() else data
     return path.relative_to(root).as_posix()
+
+
+def _bank_digest(folder: Path) -> str:
+    """Tells one folder of masks from another."""
+    digest = hashlib.sha256()
+    for entry in MaskBank.load(folder).masks:
+        digest.update(f"{entry.origin} {entry.mask.shape} {_digest(entry.mask)}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _digest(mask: np.ndarray) -> str:

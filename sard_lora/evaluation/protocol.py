@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from sard_lora.adapter_config import AdapterConfig
+from sard_lora.adapter import Adapter
+from sard_lora.adapter_config import EVALUATION_FILE
 from sard_lora.atomic import atomic_folder, make_folder, write_text
-from sard_lora.card import EVALUATION_FILE, evaluation_summary, write_card
+from sard_lora.card import evaluation_summary, write_card
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.evaluation.baselines import write_baseline
 from sard_lora.evaluation.leaks import refuse_leaks
@@ -30,6 +31,7 @@ from sard_lora.evaluation.segmenters import Segmenter, predict, save_segmenter
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
+from sard_lora.synthesis import SETTINGS as SYNTHESIS_REPORT
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
 
 PARTS = ("real", "paste", "sard")
@@ -100,7 +102,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not any(sample.defect != GOOD for sample in tested):
         raise ValueError(f"{category.root}: no defects on the {config.split} side; add images of other parts")
     if config.adapter is not None:
-        _require_same_shots(config.adapter, split)
+        _require_own_images(config, split)
     synthetic = _synthetic_samples(config, category, split)
     pasted = _pasted_samples(config, split, synthetic)
     sources = {"real": split.train, "paste": pasted, "sard": synthetic}
@@ -139,13 +141,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return report
 
 
-def _require_same_shots(folder: Path, split: Split) -> None:
-    """Raises ValueError for an adapter that was trained on other images than this split's training side."""
-    trained_on = AdapterConfig.read(folder).data["fingerprint"]
-    if trained_on != fingerprint([*split.train, *split.normals]):
+def _require_own_images(config: EvaluateConfig, split: Split) -> None:
+    """Raises ValueError unless the set was made by the adapter, and that saw this split's training side."""
+    adapter = Adapter.load(config.adapter)
+    if adapter.config.data["fingerprint"] != fingerprint([*split.train, *split.normals]):
         raise ValueError(
-            f"{folder}: was trained on other images than this test leaves to training, so its figures would not be "
-            "its own. Give the same data set and shots as in `sard-lora train`, or leave --adapter out"
+            f"{config.adapter}: was trained on other images than this test leaves to training, so its figures would "
+            "not be its own. Give the same data set and shots as in `sard-lora train`, or leave --adapter out"
+        )
+    report = config.train / SYNTHESIS_REPORT if config.train is not None else None
+    made = json.loads(report.read_text(encoding="utf-8")) if report is not None and report.is_file() else {}
+    if made.get("settings", {}).get("adapter_sha256") != adapter.sha256():
+        raise ValueError(
+            f"{config.train}: was not made by {config.adapter} with `sard-lora synthesize`, so its figures do not "
+            "belong on that adapter's card. Synthesize a set with it, or leave --adapter out"
         )
 
 

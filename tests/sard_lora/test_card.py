@@ -1,5 +1,6 @@
 """The model card: what an engineer and the Hub read of an adapter."""
 
+import json
 import shutil
 
 import pytest
@@ -7,10 +8,8 @@ from huggingface_hub import ModelCard
 
 from sard_lora.adapter_config import AdapterConfig
 from sard_lora.card import adapter_card, card_of, write_card
-from sard_lora.data import few_shot_split, open_category
-from sard_lora.evaluation.baselines import write_baseline
 from sard_lora.evaluation.protocol import EvaluateConfig, evaluate
-from sard_lora.labelled import LabelledSet
+from sard_lora.synthesis import SynthesizeConfig, synthesize
 
 
 def read(folder) -> str:
@@ -18,13 +17,11 @@ def read(folder) -> str:
 
 
 def evaluation(adapter, mvtec, tmp_path, **changes) -> EvaluateConfig:
-    split = few_shot_split(open_category(mvtec))
-    made = LabelledSet(tmp_path / "synthetic")
-    write_baseline("paste", split.train, split.normals, made, {"hole": 2, "scratch": 2})
+    made = tmp_path / "synthetic"
+    quick = {"count": 4, "candidates": 1, "num_inference_steps": 2, "min_visibility": 0.0}
+    synthesize(SynthesizeConfig(adapter=adapter.folder, data=mvtec, output=made, **quick))
     tiny = {"steps": 1, "batch_size": 2, "crop": 32, "device": "cpu", "methods": "real,sard"}
-    return EvaluateConfig(
-        test=mvtec, train=made.root, output=tmp_path / "report", adapter=adapter.folder, **tiny | changes
-    )
+    return EvaluateConfig(test=mvtec, train=made, output=tmp_path / "report", adapter=adapter.folder, **tiny | changes)
 
 
 def test_card_tells_defects_shots_prompts_and_how_to_load(adapter):
@@ -55,6 +52,21 @@ def test_figures_of_an_evaluation_are_in_the_card_and_its_metadata(adapter, mvte
         "mean_iou": round(100 * figures["miou"], 1),
         "average_precision": round(100 * figures["ap"], 1),
     }
+
+
+def test_figures_of_a_set_that_another_adapter_made_are_refused(adapter, mvtec, tmp_path):
+    config = evaluation(adapter, mvtec, tmp_path)
+    report = json.loads((config.train / "synthesis.json").read_text())
+    report["settings"]["adapter_sha256"] = "0" * 64
+    (config.train / "synthesis.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="was not made by"):
+        evaluate(config)
+
+
+def test_own_text_is_kept(adapter):
+    (adapter.folder / "README.md").write_text("# Mine\n")
+    write_card(adapter.folder)
+    assert read(adapter.folder) == "# Mine\n"
 
 
 def test_figures_of_an_adapter_trained_on_other_images_are_refused(adapter, mvtec, tmp_path):

@@ -99,11 +99,11 @@ def test_bare_arguments_stand_for_flags():
 
 
 def test_switches_can_be_written_bare():
-    def settings(*argv: str) -> tuple[bool, bool, bool]:
+    def settings(*argv: str) -> tuple[bool, bool | None, bool]:
         config = parse(PushConfig, "x", "y", ["--source", "a", "--repo", "me/a", *argv])
         return config.private, config.masks, config.samples
 
-    assert settings() == (False, True, False)
+    assert settings() == (False, None, False)
     assert settings("--private", "--no-masks", "--with-samples") == (True, False, True)
     assert settings("--private", "true", "--masks", "false", "--samples=true") == (True, False, True)
     assert settings("--private", "false", "--no-samples", "--masks") == (False, True, False)

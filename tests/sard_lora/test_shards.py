@@ -1,9 +1,14 @@
 """Parquet shards: the bytes of a set, in pieces of bounded size, and no file outside the set."""
 
+import io
+import json
+
+import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sard_lora.labelled import LabelledSet
 from sard_lora.shards import DEFECTS, read_shards, shards, write_shards
@@ -71,6 +76,24 @@ def test_a_strangers_shard_writes_nothing_outside_the_set(labelled, tmp_path, na
     with pytest.raises(ValueError, match=r"no place in a labelled set|plain names"):
         read_shards(tmp_path / "data", tmp_path / "inner/back")
     assert files(tmp_path).keys() == before
+
+
+def test_a_strangers_record_makes_nobody_push_other_files(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("token")
+    info = PngInfo()
+    info.add_text("sard", json.dumps({"mask_file_name": str(secret), "file_name": "../secret", "defect": "hole"}))
+    theirs, mask = io.BytesIO(), io.BytesIO()
+    Image.new("L", (8, 8)).save(theirs, "PNG", pnginfo=info)
+    Image.new("L", (8, 8), 255).save(mask, "PNG")
+    labelled = LabelledSet(tmp_path / "set")
+    labelled.add_files("hole", "a", theirs.getvalue(), mask.getvalue())
+    write_shards(labelled.root, tmp_path / "data")
+    (shard,) = shards(tmp_path / "data", DEFECTS)
+    rows = Dataset.from_parquet(str(shard), cache_dir=str(tmp_path / "cache"))
+    row = rows.cast_column("mask", datasets.Image(decode=False))[0]
+    assert row["mask"]["bytes"] == mask.getvalue() and row["file_name"] == "test/hole/a.png"
+    assert row["mask_file_name"] == "ground_truth/hole/a_mask.png"
 
 
 def test_a_shard_of_something_else_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Adapters on a Hub on the loopback address: pushed, pulled and loaded, with the unmodified client."""
 
 import json
+from pathlib import Path
 
 import pytest
 from loopback_hub import Fault, LoopbackHub
@@ -132,15 +133,36 @@ def test_token_is_never_printed_or_written(hub, anna, adapter, synthetic, tmp_pa
     assert not list(anna.home.glob("sard-lora-push-*")), "what was staged is gone"
 
 
+def test_second_push_keeps_masks_withheld_and_the_licence(hub, anna, adapter):
+    anna.run("push", adapter, "anna/nut", "--no-masks", "--license", "cc-by-4.0")
+    assert "left out again" in anna.run("push", adapter, "anna/nut")
+    there = pushed(hub)
+    assert not any(name.startswith("masks/") for name in there)
+    assert metadata(there["README.md"])["license"] == "cc-by-4.0"
+    anna.run("push", adapter, "anna/nut", "--masks", "true")
+    assert "masks/bent/000.png" in pushed(hub)
+
+
+def test_pulled_adapter_pushed_by_another_carries_the_new_name(hub, anna, adapter, tmp_path):
+    anna.run("push", adapter, "anna/nut", "--license", "mit")
+    anna.run("pull", "anna/nut", tmp_path / "pulled")
+    anna.run("push", tmp_path / "pulled", "anna/bolt")
+    card = hub.repository("model", "anna/bolt").files()["README.md"].content
+    assert b"anna/bolt" in card and b"anna/nut" not in card and metadata(card)["license"] == "mit"
+
+
 def test_card_written_by_hand_keeps_its_text_and_gets_name_and_licence(hub, anna, adapter):
-    (adapter / "README.md").write_text("# Mine\n\nload_lora_weights('ADAPTER_FOLDER')\n")
+    base = json.loads((adapter / "sard_config.json").read_text())["base"]["id"]
+    (adapter / "README.md").write_text(f"# Mine\n\nload_lora_weights('ADAPTER_FOLDER') on {base}\n")
     anna.run("push", adapter, "anna/nut", "--license", "cc-by-4.0")
     card = pushed(hub)["README.md"].decode()
-    assert (
-        "# Mine" in card
-        and "load_lora_weights('anna/nut')" in card
-        and metadata(card.encode())["license"] == "cc-by-4.0"
-    )
+    assert "# Mine" in card and f"load_lora_weights('anna/nut') on {Path(base).name}\n" in card
+    assert metadata(card.encode())["license"] == "cc-by-4.0"
+
+
+def test_unreadable_metadata_of_a_card_are_named(anna, adapter):
+    (adapter / "README.md").write_text("---\nlicense: a: b\n---\n# Mine\n")
+    assert "README.md: its metadata" in anna.run("push", adapter, "anna/nut", fails=True)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +176,7 @@ def test_card_written_by_hand_keeps_its_text_and_gets_name_and_licence(hub, anna
 )
 def test_no_path_of_a_base_is_shared(adapter, base, revision, shown):
     settings = json.loads((adapter / "sard_config.json").read_text())
-    settings["base"] |= {"id": base, "revision": revision}
+    settings["base"] |= {"id": base, "revision": revision, "adapted_from": "/home/anna/models/large"}
     shared = sharing.shareable(settings)
     assert shared["base"]["id"] == shared["training"]["base"] == shown
-    assert "home" not in json.dumps(shared)
+    assert shared["base"]["adapted_from"] == "large" and "home" not in json.dumps(shared)

@@ -1,5 +1,7 @@
 """Synthetic data sets on a Hub on the loopback address: the same bytes back, and what the viewer shows."""
 
+import json
+
 from loopback_people import files, metadata, pushed
 
 
@@ -34,6 +36,14 @@ print(get_dataset_config_names("anna/nut"), len(load_dataset("anna/nut", "normal
     assert all(f"'{name}': 'Value'" in columns for name in ("normal", "critic_score", "visibility", "file_name"))
     assert columns.endswith(" 5") and row == "(40, 32) (0, 255) bent 3 train/good/000.png"
     assert configs == "['default', 'normal'] 2"
+
+
+def test_no_path_of_this_machine_is_in_a_pushed_report(hub, anna, synthetic):
+    report = {"settings": {"base": "/home/anna/acme/bases/tile", "seed": 0}, "synthesized": 5}
+    (synthetic / "synthesis.json").write_text(json.dumps(report))
+    anna.run("push", synthetic, "anna/nut")
+    shown = json.loads(pushed(hub, "dataset")["synthesis.json"])
+    assert shown == {"settings": {"base": "tile", "seed": 0}, "synthesized": 5}
 
 
 def test_own_card_of_a_data_set_keeps_its_text_and_licence(hub, anna, synthetic):

@@ -19,8 +19,8 @@ def test_private_push_to_a_public_repo_is_refused(hub, anna, adapter):
     [
         (None, "anna/nut", "Log in with `hf auth login`"),
         ("hf_mistypedToken", "anna/nut", "your token is no good"),
-        (READER, "anna/nut", "your token may not do this"),
-        (BEN, "anna/nut", "your token may not do this"),
+        (READER, "anna/nut", "you may not do this"),
+        (BEN, "anna/nut", "you may not do this"),
         (ANNA, "nut", "Give it as user/name"),
         (ANNA, "anna/nut nut", "anna/nut nut"),
     ],
