@@ -185,11 +185,8 @@ def push_data_set(
     with tempfile.TemporaryDirectory(prefix="sard-lora-push-") as temporary:
         folder = Path(temporary)
         rows = write_shards(source, folder / "data")
-        if (source / REPORT).is_file():
-            report = json.loads((source / REPORT).read_text(encoding="utf-8"))
-            if base := report.get("settings", {}).get("base"):
-                report["settings"]["base"] = Path(base).name
-            (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _copy(source, folder, (REPORT,))
+        _strip_path_of_base(folder / REPORT)
         text, own = None, None
         if (source / CARD_FILE).is_file():
             text = (source / CARD_FILE).read_text(encoding="utf-8")
@@ -214,6 +211,15 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     if training.get("base"):
         training["base"] = base["id"]
     return settings | {"base": base, "training": training}
+
+
+def _strip_path_of_base(report: Path) -> None:
+    """Leave of `settings.base` in the report of a set, where that is a folder, its name."""
+    content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    base = content.get("settings", {}).get("base")
+    if base and _without_path(base) != base:
+        content["settings"]["base"] = _without_path(base)
+        report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _without_path(name: str) -> str:

@@ -76,7 +76,11 @@ def test_hub_that_fails_once_is_asked_again_and_one_that_fails_at_the_end_publis
     hub.faults += [Fault("POST", "/preupload/", times=1, status=503), Fault("PUT", "/lfs/", times=1, status=500)]
     hub.faults.append(Fault("POST", "/commit/", times=1, status=500))
     said = anna.run("push", adapter, "anna/nut", fails=True)
-    assert "anna/nut: the Hub answered 500. On the Hub is all of this push or nothing" in said and not pushed(hub)
+    assert (
+        "anna/nut: the Hub answered 500 (it says: Something went wrong). On the Hub is all of this push or nothing"
+        in said
+        and not pushed(hub)
+    )
     uploads = len(hub.asked("PUT", "/lfs/"))
     hub.faults.append(Fault("POST", "/commit/", times=1, status=412))
     assert "changed by someone else meanwhile" in anna.run("push", adapter, "anna/nut", fails=True)
