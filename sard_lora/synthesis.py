@@ -19,7 +19,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from sard_lora.adapter import Adapter
-from sard_lora.adapter_config import SamplingSettings
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.critic import rank_score
 from sard_lora.data import normal_images
@@ -35,7 +34,6 @@ from sard_lora.pipelines.sard_inpaint import (
     SardInpaintPipeline,
 )
 from sard_lora.precision import mixed_precision
-from sard_lora.report import grid
 
 SETTINGS = "synthesis.json"
 
@@ -263,35 +261,6 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     report = _report(labelled, jobs, settings, seconds_before + time.monotonic() - begun)
     write_text(config.output / SETTINGS, json.dumps(report, indent=2) + "\n")
     return report
-
-
-def sample_grid(
-    pipe: SardInpaintPipeline,
-    bank: MaskBank,
-    normals: Sequence[Sample],
-    prompts: dict[str, str],
-    sampling: SamplingSettings,
-    resolution: int,
-    rng: np.random.Generator,
-    path: Path,
-    per_defect: int = 2,
-) -> None:
-    """Save a picture of what a pipeline makes now: normal image, mask and result in rows, some of every defect."""
-    rows = []
-    for defect in [name for name in prompts if name != GOOD]:
-        for _ in range(per_defect):
-            image = load_image(normals[rng.integers(len(normals))].image)
-            mask, _ = sample_mask(bank.for_defect(defect), foreground(image), rng, source="real")
-            result = pipe(
-                prompts[defect],
-                image=image,
-                mask_image=Image.fromarray(mask),
-                negative_prompt=prompts[GOOD],
-                generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
-                **sampling.arguments(resolution),
-            ).images[0]
-            rows.append([image, Image.fromarray(mask), result])
-    grid(rows, ["normal", "mask", "result"], path)
 
 
 def verify(root: Path, normals_root: Path) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.layouts import GOOD
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
-from sard_lora.synthesis import sample_grid
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
+from sard_lora.train.samples import sample_grid
 from sard_lora.train.windows import Windows, WindowSettings, WindowSource
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
