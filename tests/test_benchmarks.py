@@ -10,6 +10,7 @@ import pytest
 from sard_lora.surfaces import write_category
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import adapters as adapters_benchmark
 import base as base_benchmark
 
 
@@ -47,3 +48,11 @@ def test_holes_are_the_same_every_time(count):
     images = [np.zeros((64, 64, 3), np.uint8)] * 2
     first, second = (base_benchmark.regions(images, count) for _ in range(2))
     assert all((a.hole == b.hole).all() and 0 < a.hole.mean() <= 0.3 for a, b in zip(first, second, strict=True))
+
+
+def test_switching_adapters_gives_each_its_own_predictions_whatever_the_way(tiny_base, tmp_path):
+    config = adapters_benchmark.AdaptersBenchmarkConfig(tmp_path, str(tiny_base), adapters=3, rank=2)
+    report = adapters_benchmark.benchmark(config)
+    assert report["all_ways_give_the_same"] and report["different_predictions"] == 3
+    assert set(report["ways"]) == {"resident", "swapped", "anew"}
+    assert all(row["switch"] > 0 for row in report["ways"].values())
