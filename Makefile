@@ -1,4 +1,5 @@
-# `make demo` and `make test` set themselves up; nothing else is needed before them but Python 3.11 or newer.
+# Everything here sets itself up; nothing is needed before but Python 3.11 or newer, and for `make test` a Chromium, which
+# root gets installed.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
