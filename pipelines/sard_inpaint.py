@@ -413,6 +413,10 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
         )
+        # transformers loads a saved fp16 text encoder in fp16 beside a UNet in fp32
+        prompt_embeds = prompt_embeds.to(self.unet.dtype)
+        if negative_prompt_embeds is not None:
+            negative_prompt_embeds = negative_prompt_embeds.to(self.unet.dtype)
         images = [item for item in images for _ in range(num_images_per_prompt)]
         masks = [item for item in masks for _ in range(num_images_per_prompt)]
         if isinstance(generator, list) and len(generator) != len(images):

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 EMBEDDED = Path(__file__).parent / "weights" / "sard-tiny"
 
@@ -105,6 +106,20 @@ def describe(name_or_path: str | Path, revision: str | None = None) -> Base:
         revision=commit or fingerprint(path),
         adapted_from=_adapted_from(Path(path)),
     )
+
+
+def save_half(pipe: Any, folder: Path) -> None:
+    """Save a Stable Diffusion pipeline in fp16, so that it loads in fp32 where no dtype is asked for.
+
+    transformers takes the dtype that its config names, diffusers fp32: without this a text encoder would come in fp16
+    beside a UNet in fp32, and plain diffusers would not run.
+    """
+    import torch
+
+    pipe.to(dtype=torch.float16).save_pretrained(folder)
+    path = folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def fingerprint(folder: Path | str) -> str:

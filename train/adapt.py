@@ -154,7 +154,7 @@ def adapt(config: AdaptConfig) -> Path:
         "settings": _settings(config),
     }
     with atomic_folder(config.output) as temporary:
-        pipe.to(dtype=torch.float16).save_pretrained(temporary)
+        bases.save_half(pipe, temporary)
         (temporary / bases.HISTORY).write_text(json.dumps(history, indent=2, default=str) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(card(history), encoding="utf-8")
     print(f"base: {config.output}")

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeli
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sard_lora.atomic import atomic_folder
+from sard_lora.bases import save_half
 
 RESOLUTION = 256
 TOKENS = 32
@@ -148,17 +149,17 @@ def save_pipeline(
     `runs` tells how long the parts "vae" and "unet" were trained on `machine`.
     """
     pipeline = StableDiffusionInpaintPipeline(
-        vae=vae.half(),
-        text_encoder=text_encoder.half(),
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=unet.half(),
+        unet=unet,
         scheduler=make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     with atomic_folder(folder) as temporary:
-        pipeline.save_pretrained(temporary)
+        save_half(pipeline, temporary)
         (temporary / "README.md").write_text(card(runs, machine), encoding="utf-8")
         training = {part: asdict(run) for part, run in runs.items()}
         (temporary / TRAINING_FILE).write_text(json.dumps(training) + "\n", encoding="utf-8")

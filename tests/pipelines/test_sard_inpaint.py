@@ -137,6 +137,13 @@ def test_other_bases(tmp_path, channels, prediction_type):
     assert not changed(result, image)[~np.asarray(mask)].any()
 
 
+def test_half_precision_text_encoder_beside_a_full_precision_unet(pipe):
+    pipe.text_encoder.half()
+    image, mask = picture(80, 72), scratch(80, 72, 30)
+    output = pipe("a nut", image=image, mask_image=mask, negative_prompt="good", num_inference_steps=2)
+    assert output.latents.dtype == torch.float32 and output.latents.isfinite().all()
+
+
 def test_every_image_has_its_own_mask_prompt_size_and_generator(pipe):
     images = [picture(90, 61, 1), picture(40, 120, 2)]
     masks = [scratch(90, 61, 20), scratch(40, 120, 100)]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from sard_lora import bases
 
@@ -37,6 +38,13 @@ def test_embedded_base_is_small_and_only_safetensors():
     assert sum(path.stat().st_size for path in files) <= 40e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".txt"}
     assert "apache-2.0" in (bases.EMBEDDED / "README.md").read_text()
+
+
+def test_embedded_base_loads_in_one_dtype_in_plain_diffusers():
+    from diffusers import StableDiffusionInpaintPipeline
+
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(bases.resolve("sard-tiny"))
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
 
 
 def test_names_folders_and_hub_ids(folder):
