@@ -39,7 +39,7 @@ def _spelt_out(config_type: type, argv: Sequence[str]) -> list[str]:
             flag, name = f"--{field.name}", field.name.replace("_", "-")
             switches |= {f"--no-{name}": (flag, "false"), f"--with-{name}": (flag, "true"), flag: (flag, "true")}
     spelt = []
-    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+    for argument, following in zip(argv, [*argv, None][1:], strict=True):
         flag, value = switches.get(argument, (argument, None))
         bare = value is not None and (flag != argument or (following or "").lower() not in SWITCH_VALUES)
         spelt += [flag, value] if bare else [flag]

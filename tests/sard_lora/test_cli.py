@@ -11,6 +11,7 @@ import yaml
 from sard_lora import cli
 from sard_lora.cli import COMMANDS, main
 from sard_lora.config import parse
+from sard_lora.demo import DemoConfig
 from sard_lora.sharing import PushConfig
 from sard_lora.synthesis import SynthesizeConfig
 
@@ -96,6 +97,10 @@ def test_check_draws_the_sheet_into_a_folder_and_refuses_a_name_that_is_no_pictu
 def test_bare_arguments_stand_for_flags():
     assert cli._named(["DIR", "--output", "x"], ("data",)) == ["--data", "DIR", "--output", "x"]
     assert cli._named(["--data", "DIR"], ("data",)) == ["--data", "DIR"]
+
+
+def test_a_command_without_any_flag_takes_the_defaults():
+    assert parse(DemoConfig, "x", "y", []) == DemoConfig()
 
 
 def test_switches_can_be_written_bare():
