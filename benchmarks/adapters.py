@@ -22,6 +22,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 
 from sard_lora import bases
+from sard_lora.adapter_config import LORA_FILE
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.config import parse
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
@@ -137,7 +138,7 @@ def benchmark(config: AdaptersBenchmarkConfig) -> dict:
         "command": f"python benchmarks/adapters.py --adapters {config.adapters} --rank {config.rank}",
         "base": config.base,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
-        "megabytes_of_one": round((folders[0] / "pytorch_lora_weights.safetensors").stat().st_size / 2**20, 1),
+        "megabytes_of_one": round((folders[0] / LORA_FILE).stat().st_size / 2**20, 1),
         "ways": {way: {name: round(value, 4) for name, value in row.items()} for way, row in results.items()},
         "times_faster_than_anew": {
             way: round(results["anew"]["switch"] / results[way]["switch"], 1) for way in ("resident", "swapped")

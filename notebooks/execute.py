@@ -18,6 +18,8 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
+WORK = "work"
+"""Where the notebooks keep what they make, in the folder they run in."""
 sys.path.append(str(HERE.parent / "tests"))
 from loopback_hub import LoopbackHub  # noqa: E402 - beside the tests, not installed
 
@@ -47,7 +49,7 @@ def main() -> None:
     if unknown := set(arguments.names) - {path.stem for path in notebooks}:
         sys.exit(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(path.stem for path in notebooks)}")
     if not arguments.names:
-        shutil.rmtree(arguments.output, ignore_errors=True)  # else the first would find its adapter trained
+        shutil.rmtree(arguments.output / WORK, ignore_errors=True)  # else the first would find its adapter trained
     with LoopbackHub() as hub:
         hub.add_user("you", "hf_notebooks")
         os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_notebooks", "HF_HUB_DISABLE_XET": "1"}

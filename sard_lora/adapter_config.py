@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sard_lora.layouts import GOOD
+from sard_lora.layouts import GOOD, is_plain_name
 
 SETTINGS_FILE = "sard_config.json"
 """As in `pipelines/sard_inpaint.py`, which stands alone and takes seconds to import."""
@@ -21,9 +21,14 @@ FORMAT_VERSION = 1
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sard-lora")
 
 
+def product_name(category: str) -> str:
+    """A category's or a folder's name as the prompts say it."""
+    return category.replace("_", " ").replace("-", " ")
+
+
 def prompts_for(category: str, defects: list[str] | tuple[str, ...]) -> dict[str, str]:
     """The prompt of every defect, and of the product without one (key "good")."""
-    product = category.replace("_", " ").replace("-", " ")
+    product = product_name(category)
     prompts = {GOOD: f"a photo of a {product} without a defect"}
     return prompts | {d: f"a photo of a {product} with a {d.replace('_', ' ')} defect" for d in defects}
 
@@ -99,6 +104,6 @@ class AdapterConfig:
             ) from error
         # They become names of folders, and an adapter may come from a stranger.
         for name in (config.category, *config.defects):
-            if Path(name).name != name or name in ("", ".."):
+            if not is_plain_name(name):
                 raise ValueError(f"{path}: {name!r} cannot be the name of a category or defect. Correct it")
         return config

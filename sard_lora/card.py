@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
 from sard_lora import bases
-from sard_lora.adapter_config import CARD_FILE, EVALUATION_FILE, AdapterConfig
+from sard_lora.adapter_config import CARD_FILE, EVALUATION_FILE, AdapterConfig, product_name
 from sard_lora.atomic import write_text
 
 GENERATED = "<!-- Written by sard-lora, and again with every change; without this line your own text is kept. -->"
@@ -76,8 +76,13 @@ def parse_card(text: str, path: Path, kind: type[RepoCard] = ModelCard) -> RepoC
 
 
 def card_of(folder: Path, name: str = ADAPTER_FOLDER, license: str | None = None) -> str:
-    """The card of an adapter folder: `name` is its Hub id, `license` as the Hub spells it ("apache-2.0")."""
+    """The card of an adapter folder: `name` is its Hub id, `license` as the Hub spells it ("apache-2.0").
+
+    Without `license` that of the card which is there stays. Raises ValueError for one with unreadable metadata.
+    """
     held = {path.name for path in folder.iterdir()}
+    if license is None and CARD_FILE in held:
+        license = read_card(folder / CARD_FILE).data.get("license")
     evaluation = None
     if EVALUATION_FILE in held:
         evaluation = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
@@ -101,7 +106,7 @@ def adapter_card(
         marker=GENERATED,
         config=config,
         training=config.training,
-        product=config.category.replace("_", " ").replace("-", " "),
+        product=product_name(config.category),
         held=held,
         shots=shots,
         few=[defect for defect in config.defects if shots.get(defect, 0) < FEW],

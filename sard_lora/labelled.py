@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from sard_lora.atomic import atomic_file, write_text
 from sard_lora.data import open_category
 from sard_lora.display import samples_html
-from sard_lora.layouts import GOOD, Sample
+from sard_lora.layouts import GOOD, Sample, is_plain_name
 
 RECORD_KEY = "sard"
 
@@ -115,8 +115,7 @@ class LabelledSet:
             if target.exists() and target.read_bytes() != source.read_bytes():
                 raise ValueError(f"{source}: another picture of this name is in {target.parent} already. Rename one.")
             if not target.exists():
-                with atomic_file(target) as temporary:
-                    temporary.write_bytes(source.read_bytes())
+                self.add_normal(name, source.read_bytes())
 
     def records(self) -> Iterator[dict[str, Any]]:
         """One dict an image, by sorted defect and name: `file_name`, `mask_file_name` and the record's fields.
@@ -159,7 +158,7 @@ def records_by_image(images: Iterable[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def _require_plain_names(path: Path, *names: str) -> None:
-    if GOOD in names[:-1] or any(Path(name).name != name or name in ("", "..") for name in names):
+    if GOOD in names[:-1] or not all(map(is_plain_name, names)):
         raise ValueError(f"{path}: {' and '.join(map(repr, names))} must be plain names, and no defect is called good.")
 
 

@@ -33,6 +33,11 @@ class Sample:
     group: str
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name can be that of a file or folder in a data set, and leads nowhere else."""
+    return Path(name).name == name and name not in ("", "..")
+
+
 def find_layout(folder: Path) -> str | None:
     """`"mvtec"`, `"btad"`, `"paired"`, or None for a folder that is no category's."""
 

@@ -1,8 +1,11 @@
 """The pictures and pages that people look at: mask outlines, picture grids, contact sheets, the check of a data set."""
 
+import base64
+import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -27,6 +30,13 @@ def outline(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] =
     pixels = np.array(image.convert("RGB"))
     pixels[(away > distance) & (away <= distance + width)] = colour
     return Image.fromarray(pixels)
+
+
+def data_url(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
+    """A picture as the source of an `<img>`, for pages that need nothing but themselves; `options` as for saving."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], headers: Sequence[str], path: Path | str, cell: int = 256) -> None:

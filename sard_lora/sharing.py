@@ -232,8 +232,7 @@ def _staged_card(folder: Path, repo_id: str, license: str | None, earlier: str |
     path = folder / CARD_FILE
     if not path.is_file():
         return card_of(folder, repo_id, license or earlier)
-    card = read_card(path)
-    license = license or card.data.get("license") or earlier
+    license = license or read_card(path).data.get("license") or earlier
     text = path.read_text(encoding="utf-8")
     if is_generated(text):
         return card_of(folder, repo_id, license)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sard_lora.adapter import Adapter
 from sard_lora.adapter_config import CRITIC_FILE, SETTINGS_FILE
-from sard_lora.atomic import atomic_file, make_folder
+from sard_lora.atomic import make_folder
 from sard_lora.images import DataError, Problem, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, SUFFIXES, Sample
@@ -226,8 +226,7 @@ def _keep_normal(picture: Picture, root: Path) -> str:
         stem = picture.path.stem if number == 1 else f"{picture.path.stem}-{number}"
         path = root / "train" / GOOD / f"{stem}{picture.path.suffix}"
         if not path.exists():
-            with atomic_file(path) as temporary:
-                temporary.write_bytes(content)
+            LabelledSet(root).add_normal(path.name, content)
         if path.read_bytes() == content:
             return path.relative_to(root).as_posix()
         number += 1

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from sard_lora.pipelines.sard_inpaint import window_box
-from sard_lora.report import outline
+from sard_lora.report import data_url, outline
 from sard_lora.studio import Mask, Picture, Result, Studio
 
 INK = (255, 60, 30)
@@ -154,7 +154,7 @@ class _Actions:
         shown = picture.image.copy()
         shown.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         size = {"width": picture.image.width, "height": picture.image.height}
-        canvas = {"picture": _data_url(shown, "JPEG", quality=95), **size}
+        canvas = {"picture": data_url(shown, "JPEG", quality=95), **size}
         text = (
             f"{picture.path.name}, {picture.image.width} × {picture.image.height} pixels. Mark where the defect goes."
         )
@@ -208,7 +208,7 @@ class _Actions:
         normal = outline(results[0].picture.image.crop(box), mask[box[1] : box[3], box[0] : box[2]])
         candidates = [
             {
-                "image": _data_url(_small(result.image.crop(box))),
+                "image": data_url(_small(result.image.crop(box))),
                 "score": result.record["critic_score"] if critic else None,
                 "visibility": result.record["visibility"],
                 "visible": result.visible,
@@ -218,7 +218,7 @@ class _Actions:
         ]
         share = [box[0] / width, box[1] / height, (box[2] - box[0]) / width, (box[3] - box[1]) / height]
         least = self.studio.config.min_visibility
-        return {"normal": _data_url(_small(normal)), "box": share, "least": least, "candidates": candidates}
+        return {"normal": data_url(_small(normal)), "box": share, "least": least, "candidates": candidates}
 
 
 def _loaded(picture: Picture | None) -> Picture:
@@ -242,13 +242,7 @@ def _mask(painted: str | dict | None, picture: Picture) -> np.ndarray:
 def _mask_url(mask: np.ndarray) -> str:
     pixels = np.zeros((*mask.shape, 4), np.uint8)
     pixels[mask] = (*INK, 255)
-    return _data_url(Image.fromarray(pixels))
-
-
-def _data_url(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(Image.fromarray(pixels))
 
 
 def _small(image: Image.Image) -> Image.Image:

@@ -241,7 +241,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     for defect in config.defects or adapter.config.defects:
         bank.for_defect(defect)
     normals = normal_images(config.data, config.category)
-    settings = _settings(config, adapter)
+    settings = _settings(config, adapter, bank)
     seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)
     jobs = _plan(config, adapter)
@@ -351,7 +351,7 @@ def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[Job]:
     return [Job(i, defects[i % len(defects)], f"{i // len(defects):06d}") for i in range(total)]
 
 
-def _settings(config: SynthesizeConfig, adapter: Adapter) -> dict[str, Any]:
+def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank) -> dict[str, Any]:
     """What decides the bytes of a sample; a set may be continued to a larger count, not with other settings."""
     ignored = ("output", "count", "per_defect", "copy_normals", "device", "adapter", "data")
     values = {key: value for key, value in asdict(config).items() if key not in ignored}
@@ -359,7 +359,7 @@ def _settings(config: SynthesizeConfig, adapter: Adapter) -> dict[str, Any]:
         "category": adapter.config.category,
         "defects": list(config.defects or adapter.config.defects),
         "adapter_sha256": adapter.sha256(),
-        "mask_bank": _bank_digest(config.mask_bank) if config.mask_bank else None,
+        "mask_bank": _bank_digest(bank) if config.mask_bank else None,
     }
 
 
@@ -399,10 +399,10 @@ def _relative(path: Path, data: Path, category: str | None) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _bank_digest(folder: Path) -> str:
-    """Tells one folder of masks from another."""
+def _bank_digest(bank: MaskBank) -> str:
+    """Tells one bank of masks from another."""
     digest = hashlib.sha256()
-    for entry in MaskBank.load(folder).masks:
+    for entry in bank.masks:
         digest.update(f"{entry.origin} {entry.mask.shape} {_digest(entry.mask)}".encode())
     return digest.hexdigest()[:16]
 

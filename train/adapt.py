@@ -17,6 +17,7 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
 from sard_lora import bases
+from sard_lora.adapter_config import product_name
 from sard_lora.atomic import atomic_folder, make_folder
 from sard_lora.data import fingerprint, normal_images
 from sard_lora.images import load_image
@@ -126,7 +127,7 @@ def adapt(config: AdaptConfig) -> Path:
     pipe = StableDiffusionInpaintPipeline.from_pretrained(base.path, revision=config.revision, dtype=torch.float32)
     pipe.to(device)
     lora = _choose_weights(pipe, config)
-    product = config.product or (config.category or config.data.resolve().name).replace("_", " ").replace("-", " ")
+    product = config.product or product_name(config.category or config.data.resolve().name)
     windows = WindowsOfNormals(normals, product, base.resolution, config)
     bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and bf16_is_fast(device))
     rate = config.learning_rate or (1e-4 if lora else 7e-4)

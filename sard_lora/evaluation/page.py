@@ -1,7 +1,5 @@
 """The evaluation page: figures and pictures in one HTML file that needs nothing else."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from PIL import Image
 from sard_lora.atomic import write_text
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.report import outline
+from sard_lora.report import data_url, outline
 
 # Columns of the table: key in report.json, heading, whether more is better, whether it is shown in percent.
 FIGURES = (
@@ -169,7 +167,7 @@ def _picture(index: int, sample: Sample, predictions: Mapping[str, Path]) -> dic
         cells.append(
             {
                 "method": name,
-                "source": _data_uri(outline(drawn, truth_shown, _TRUTH)),
+                "source": _embedded(outline(drawn, truth_shown, _TRUTH)),
                 "caption": f"IoU {100 * overlap / union:.0f} %"
                 if truth.any()
                 else f"false area {100 * predicted.mean():.2f} %",
@@ -178,8 +176,8 @@ def _picture(index: int, sample: Sample, predictions: Mapping[str, Path]) -> dic
     return {
         "title": "good" if sample.defect == GOOD else sample.defect,
         "name": f"{sample.image.parent.name}/{sample.image.name}",
-        "image": _data_uri(shown),
-        "truth": _data_uri(outline(shown, truth_shown, _TRUTH)),
+        "image": _embedded(shown),
+        "truth": _embedded(outline(shown, truth_shown, _TRUTH)),
         "cells": cells,
     }
 
@@ -194,7 +192,5 @@ def _resize(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(region.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) > 64
 
 
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _embedded(image: Image.Image) -> str:
+    return data_url(image, "JPEG", quality=85)

@@ -63,6 +63,12 @@ def test_figures_of_a_set_that_another_adapter_made_are_refused(adapter, mvtec, 
         evaluate(config)
 
 
+def test_licence_of_a_card_outlives_its_rewriting(adapter):
+    (adapter.folder / "README.md").write_text(card_of(adapter.folder, license="cc-by-4.0"))
+    write_card(adapter.folder)
+    assert ModelCard(read(adapter.folder)).data.license == "cc-by-4.0"
+
+
 def test_own_text_is_kept(adapter):
     (adapter.folder / "README.md").write_text("# Mine\n")
     write_card(adapter.folder)
