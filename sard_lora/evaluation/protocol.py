@@ -74,6 +74,8 @@ class EvaluateConfig(SegmenterConfig):
                 )
             if "sard" in parts and self.train is None:
                 raise ValueError(f"methods: {name} needs a synthetic set; give its folder as train, or leave it out")
+        if self.adapter is not None and self.train is None:
+            raise ValueError(f"adapter={self.adapter}: needs the set that it made; give its folder as train")
         if self.paste_count < 1:
             raise ValueError(f"paste_count={self.paste_count}: must be at least 1")
 
@@ -149,8 +151,8 @@ def _require_own_images(config: EvaluateConfig, split: Split) -> None:
             f"{config.adapter}: was trained on other images than this test leaves to training, so its figures would "
             "not be its own. Give the same data set and shots as in `sard-lora train`, or leave --adapter out"
         )
-    report = config.train / SYNTHESIS_REPORT if config.train is not None else None
-    made = json.loads(report.read_text(encoding="utf-8")) if report is not None and report.is_file() else {}
+    report = config.train / SYNTHESIS_REPORT
+    made = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     if made.get("settings", {}).get("adapter_sha256") != adapter.sha256():
         raise ValueError(
             f"{config.train}: was not made by {config.adapter} with `sard-lora synthesize`, so its figures do not "

@@ -63,6 +63,11 @@ def test_figures_of_a_set_that_another_adapter_made_are_refused(adapter, mvtec, 
         evaluate(config)
 
 
+def test_figures_of_no_set_are_refused(adapter, mvtec, tmp_path):
+    with pytest.raises(ValueError, match="needs the set that it made"):
+        evaluation(adapter, mvtec, tmp_path, train=None, methods="real")
+
+
 def test_licence_of_a_card_outlives_its_rewriting(adapter):
     (adapter.folder / "README.md").write_text(card_of(adapter.folder, license="cc-by-4.0"))
     write_card(adapter.folder)
