@@ -33,6 +33,11 @@ def prompts_for(category: str, defects: list[str] | tuple[str, ...]) -> dict[str
     return prompts | {d: f"a photo of a {product} with a {d.replace('_', ' ')} defect" for d in defects}
 
 
+def feather_width(margin: int) -> int:
+    """Pixels over which what is written fades in, inside a mask that was widened by `margin`: all of these, and one."""
+    return max(2, margin + 1)
+
+
 @dataclass
 class BaseReference:
     """The base that an adapter was trained on, and belongs to."""
@@ -56,6 +61,8 @@ class SamplingSettings:
     """Side of the window over the longer side of the mask's bounding box."""
     min_side: int = 64
     """Smallest window, in image pixels."""
+    margin: int = 0
+    """Pixels by which new masks are widened, and by which the UNet sees them wider still: where a defect fades out."""
     guidance_scale: float = 3.0
     """Defect guidance against the no-defect prompt; 1 is none."""
     num_inference_steps: int = 20
@@ -63,7 +70,8 @@ class SamplingSettings:
 
     def arguments(self, resolution: int) -> dict[str, Any]:
         """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels."""
-        return asdict(self) | {"height": resolution, "width": resolution}
+        size = {"height": resolution, "width": resolution}
+        return asdict(self) | size | {"feather_width": feather_width(self.margin)}
 
 
 @dataclass

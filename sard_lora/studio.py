@@ -123,8 +123,9 @@ class Studio:
 
         Raises ValueError when the adapter was shared without its masks.
         """
-        bank = self.adapters[adapter].masks().for_defect(defect)
-        return Mask(*sample_mask(bank, foreground(picture.image), np.random.default_rng()))
+        chosen = self.adapters[adapter]
+        bank, margin = chosen.masks().for_defect(defect), chosen.config.sampling.margin
+        return Mask(*sample_mask(bank, foreground(picture.image), np.random.default_rng(), margin=margin))
 
     def generate(
         self, adapter: str, defect: str, picture: Picture, mask: Mask, count: int, guidance: float, seed: int

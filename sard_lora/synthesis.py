@@ -158,7 +158,8 @@ class Synthesizer:
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         sample = normals[rng.integers(len(normals))]
         image = load_image(sample.image)
-        mask, origin = sample_mask(self.bank.for_defect(job.defect), foreground(image), rng, source=self.config.masks)
+        bank, margin = self.bank.for_defect(job.defect), self.adapter.config.sampling.margin
+        mask, origin = sample_mask(bank, foreground(image), rng, source=self.config.masks, margin=margin)
         return self.plan(job, sample, image, mask, origin, rng)
 
     def plan(

@@ -20,6 +20,7 @@ from sard_lora.adapter_config import AdapterConfig, BaseReference, SamplingSetti
 from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep_grid
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.layouts import GOOD
+from sard_lora.masks import MARGIN
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
@@ -72,6 +73,8 @@ class AdapterTrainConfig:
     """Window side over the longer side of the defect, drawn from this range."""
     min_side: int = 64
     """Smallest window, in image pixels."""
+    margin: int = 2 * MARGIN
+    """Pixels by which masks are widened, for a defect to fade out in; half of them are written and labelled."""
     window_reuse: int = 4
     """How often an encoded window is drawn, each time with new noise; 1 encodes every window anew."""
     flip_horizontal: bool = True
@@ -192,6 +195,7 @@ class AdapterTrainer:
                 self.resolution,
                 config.context_range,
                 config.min_side,
+                config.margin,
                 config.flip_horizontal,
                 config.flip_vertical,
                 config.rotate,
@@ -367,7 +371,10 @@ class AdapterTrainer:
                 config.base, self.base.revision, self.base.adapted_from, self.resolution, self.signature
             ),
             sampling=SamplingSettings(
-                background=config.background, min_side=config.min_side, guidance_scale=config.guidance_scale
+                background=config.background,
+                min_side=config.min_side,
+                margin=config.margin // 2,
+                guidance_scale=config.guidance_scale,
             ),
             training=training | {"seconds": round(seconds, 1)},
             data={

@@ -31,7 +31,7 @@ def sample_grid(
     for defect in [name for name in prompts if name != GOOD]:
         for _ in range(per_defect):
             image = load_image(normals[rng.integers(len(normals))].image)
-            mask, _ = sample_mask(bank.for_defect(defect), foreground(image), rng, source="real")
+            mask, _ = sample_mask(bank.for_defect(defect), foreground(image), rng, margin=sampling.margin)
             result = pipe(
                 prompts[defect],
                 image=image,

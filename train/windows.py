@@ -11,7 +11,7 @@ from PIL import Image
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import load_image, load_mask
 from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, split_mask
-from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
+from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, widen, window_box
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class WindowSettings:
     resolution: int
     context_range: tuple[float, float]
     min_side: int
+    margin: int
     flip_horizontal: bool
     flip_vertical: bool
     rotate: bool
@@ -87,15 +88,16 @@ class WindowSource:
     def _window(
         self, image: Image.Image, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A window around one part of the mask, as synthesis cuts it, with all of the mask that lies in it."""
+        """A window around one part of the mask, as synthesis cuts it, with all of the mask that lies in it, widened."""
         settings, size = self.settings, (self.settings.resolution,) * 2
         context = rng.uniform(*settings.context_range)
         min_side = round(settings.min_side * rng.uniform(1.0, 1.5))
         parts = split_mask(mask, context, min_side)
         focus = parts[rng.integers(len(parts))]
         box = window_box(torch.from_numpy(focus)[None].float(), context, min_side, tuple(rng.uniform(0.2, 0.8, 2)))
+        seen = widen(torch.from_numpy(mask)[None].float(), settings.margin)
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)
-        x, m = crop_window(pixels, box, size), crop_mask(torch.from_numpy(mask)[None].float(), box, size)
+        x, m = crop_window(pixels, box, size), crop_mask(seen, box, size)
         flips = [axis for axis, allowed in ((2, settings.flip_horizontal), (1, settings.flip_vertical)) if allowed]
         for axis in flips:
             if rng.random() < 0.5:

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from sard_lora.adapter_config import feather_width
 from sard_lora.evaluation.paste import cut_out, paste, transform
 from sard_lora.images import load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask
+from sard_lora.masks import MARGIN, BankMask, MaskBank, foreground, sample_mask, widen
 from sard_lora.textures import random_surface
 
 _ATTEMPTS = 50
@@ -30,19 +31,21 @@ _ATTEMPTS = 50
 class Sources:
     """What the defects of one kind are made of.
 
-    samples: the few real images of the defect; bank: their masks; normals: the normal images. With `fills` the same is
+    samples: the few real images of the defect; bank: their masks; normals: the normal images; margin: pixels by which
+    masks are widened, as the generator's are. With `fills` the same is
     done with pieces of normal images only, under the same masks: nothing is a defect, and only the writing is left.
     """
 
     samples: Sequence[Sample]
     bank: Sequence[BankMask]
     normals: Sequence[Sample]
+    margin: int = MARGIN
     fills: bool = False
 
     def normal_piece(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
         """A normal image (H, W, 3) uint8, a mask (H, W) bool from the bank on its part, and the mask's origin."""
         image = load_image(self.normals[rng.integers(len(self.normals))].image)
-        return np.asarray(image), *sample_mask(self.bank, foreground(image), rng)
+        return np.asarray(image), *sample_mask(self.bank, foreground(image), rng, margin=self.margin)
 
 
 class Drawing(NamedTuple):
@@ -67,7 +70,8 @@ def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
         sample = sources.samples[rng.integers(len(sources.samples))]
         real, origin = load_image(sample.image), f"{sample.defect}/{sample.image.stem}"
         source, mask = np.asarray(real), np.asarray(load_mask(sample.mask, real.size)) > 0
-    pasted = paste(image, part, transform(cut_out(source, mask), rng), rng)
+        mask = widen(mask, sources.margin)
+    pasted = paste(image, part, transform(cut_out(source, mask), rng), rng, feather=feather_width(sources.margin))
     return pasted and Drawing(*pasted, origin)
 
 
@@ -77,7 +81,7 @@ def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np
     As a fill, without the jitter.
     """
     height, width = part.shape
-    area = sample_mask(sources.bank, part, rng)[0].sum()
+    area = sample_mask(sources.bank, part, rng, margin=sources.margin)[0].sum()
     scar = rng.random() < 0.5
     aspect = np.exp(rng.uniform(np.log(4), np.log(16)) if scar else rng.uniform(-np.log(3), np.log(3)))
     size = np.clip(np.round([np.sqrt(area / aspect), np.sqrt(area * aspect)]), 1, [height, width]).astype(int)
@@ -109,7 +113,7 @@ def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
 
     As a fill, another normal image in place of the texture.
     """
-    mask, origin = sample_mask(sources.bank, part, rng, source="perlin")
+    mask, origin = sample_mask(sources.bank, part, rng, source="perlin", margin=sources.margin)
     if sources.fills:
         other = load_image(sources.normals[rng.integers(len(sources.normals))].image)
         texture = np.asarray(other.resize(part.shape[::-1]), np.float32)
@@ -135,10 +139,11 @@ def write_baseline(
     seed: int = 0,
     progress: Callable[[str, int], None] | None = None,
     fills: bool = False,
+    margin: int = MARGIN,
 ) -> None:
     """Fill `output` with normal images that `method` wrote defects into, `counts` of each defect.
 
-    With `fills` it writes pieces of normal images in their place (see `Sources`).
+    With `fills` it writes pieces of normal images in their place, and `margin` widens masks (see `Sources`).
 
     The label is the region that was written; outside it the pixels are those of the normal image. Images that `output`
     already has are kept, so the same call after a kill completes the set; image number i of a defect depends on `seed`
@@ -160,7 +165,7 @@ def write_baseline(
             f"no real {', '.join(strangers)} to draw from: the training side has {', '.join(sorted(by_defect))}"
         )
     for number, (defect, samples) in enumerate(sorted(by_defect.items())):
-        sources = Sources(samples, MaskBank.from_samples(samples).for_defect(defect), normals, fills)
+        sources = Sources(samples, MaskBank.from_samples(samples).for_defect(defect), normals, margin, fills)
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):

@@ -48,7 +48,7 @@ _SYNTHESIS = (
 
 _OPTIONS = {
     "real": {"shots"},
-    **{kind: {"count", "shots", "decoys"} for kind in BASELINES},
+    **{kind: {"count", "shots", "decoys", "margin"} for kind in BASELINES},
     **{kind: _TRAINING | _SYNTHESIS | {"decoys"} for kind in ("inpaint", "sard")},
 }
 
@@ -141,9 +141,12 @@ class SetMaker:
     def _drawn(self, part: Part, split: Split, count: int, fills: bool) -> Path:
         defects = sorted({sample.defect for sample in split.train})
         counts = Counter(defects[number % len(defects)] for number in range(count))
-        key = part.settings({"shots"}) | {"seed": self.seed, "count": count, "fills": fills}
+        chosen = part.settings({"margin"})
+        key = part.settings({"shots"}) | chosen | {"seed": self.seed, "count": count, "fills": fills}
         folder = self.folder / "sets" / _name(part.kind, key)
-        write_baseline(part.kind, split.train, split.normals, LabelledSet(folder), counts, self.seed, fills=fills)
+        write_baseline(
+            part.kind, split.train, split.normals, LabelledSet(folder), counts, self.seed, fills=fills, **chosen
+        )
         return folder
 
     def _generated(self, part: Part, split: Split, count: int, fills: bool) -> Path:

@@ -8,7 +8,6 @@ from scipy import ndimage
 # Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
 _RING = 8
 _SCALE = (0.7, 1.4)
-_FEATHER = 2
 # Half of the defects go where the real one was: chipped edges are at edges.
 _KEEP_LOCATION = 0.5
 # A defect that would lose more than this share beyond the part or the image is put elsewhere.
@@ -75,10 +74,12 @@ def _turn(plane: np.ndarray, angle: float, scale: float, order: int, mode: str) 
 
 
 def paste(
-    image: np.ndarray, foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator
+    image: np.ndarray, foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator, feather: int = 2
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Blend `cutout` into `image` uint8 (H, W, 3), on the part only (`foreground` bool (H, W)).
 
+    It fades in over `feather` pixels inside its mask, and is moved in brightness, place by place, by what its own
+    surroundings and the new ones differ.
     Returns the new image and the written region bool (H, W), or None where the drawn place has too little room.
     """
     target, source = _overlap(_place(foreground, cutout, rng), cutout.mask.shape, foreground.shape)
@@ -90,14 +91,25 @@ def paste(
     ring &= cutout.valid[source] & foreground[target]
     pixels = cutout.pixels[source]
     if ring.any():
-        pixels = pixels + patch[ring].mean(0) - pixels[ring].mean(0)
+        pixels = pixels + _spread(patch - pixels, ring)
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    weight = np.clip(depth / min(_FEATHER, depth.max()), 0, 1)[..., None]
+    weight = np.clip(depth / min(feather, depth.max()), 0, 1)[..., None]
     blended = np.rint(np.clip(patch + weight * (pixels - patch), 0, 255)).astype(np.uint8)
     result, written = image.copy(), np.zeros_like(foreground)
     result[target][mask] = blended[mask]
     written[target] = mask
     return result, written
+
+
+def _spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`values` (h, w, 3) where they are `known` (h, w) bool, carried smoothly into the rest."""
+    weight = known.astype(np.float32)[..., None]
+    total, share = (
+        ndimage.gaussian_filter(plane, (_RING, _RING, 0), mode="constant", truncate=8)
+        for plane in (values * weight, weight)
+    )
+    mean = values[known].mean(0)
+    return np.where(share > 1e-6, total / np.maximum(share, 1e-6), mean).astype(np.float32)
 
 
 def _place(foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator) -> tuple[int, int]:

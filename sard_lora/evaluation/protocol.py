@@ -31,6 +31,7 @@ from sard_lora.evaluation.segmenters import Segmenter, predict, save_segmenter
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
+from sard_lora.masks import MARGIN
 from sard_lora.synthesis import SETTINGS as SYNTHESIS_REPORT
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
 
@@ -229,7 +230,8 @@ def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sa
             counts = dict.fromkeys(defects, max(1, len(synthetic) // len(defects)))
     root = config.output / "paste"
     key = json.dumps(
-        {"seed": config.seed, "counts": counts, "data": fingerprint([*split.train, *split.normals])}, sort_keys=True
+        {"seed": config.seed, "counts": counts, "margin": MARGIN, "data": fingerprint([*split.train, *split.normals])},
+        sort_keys=True,
     )
     made_from = root / "made_from.json"
     if made_from.is_file() and made_from.read_text(encoding="utf-8") != key:

@@ -124,6 +124,30 @@ def test_chips_stay_at_the_edge_and_bands_stay_across_the_image():
             assert across[:, 0].any() and across[:, -1].any() and not across.all()
 
 
+def test_a_margin_widens_the_mask_on_the_foreground():
+    bank = (BankMask(np.eye(60, dtype=bool), "crack", "crack/0"),)
+    part = np.zeros((60, 60), bool)
+    part[:, :40] = True
+    tight, wide = (sample_mask(bank, part, np.random.default_rng(0), margin=margin)[0] for margin in (0, 3))
+    distance = ndimage.distance_transform_edt(~tight)
+    assert ((distance <= 3) & part == wide).all() and wide.sum() > tight.sum()
+
+
+def test_scattered_spots_stay_round():
+    """Spots far apart are bent by their own size, not by that of the whole mask."""
+    spots = np.zeros((300, 300), bool)
+    rows, columns = np.ogrid[:300, :300]
+    for row, column in ((20, 20), (20, 280), (280, 150), (150, 30)):
+        spots |= (rows - row) ** 2 + (columns - column) ** 2 <= 49
+    for seed in range(20):
+        mask, _ = sample_mask((BankMask(spots, "spot", "spot/0"),), np.ones_like(spots), np.random.default_rng(seed))
+        boxes = ndimage.find_objects(ndimage.label(mask)[0])
+        inside = [box for box in boxes if all(0 < side.start and side.stop < 300 for side in box)]
+        assert all(
+            max(lengths) <= 1.35 * min(lengths) + 2 for lengths in ([s.stop - s.start for s in b] for b in inside)
+        )
+
+
 def test_masks_that_cannot_be_drawn_are_refused():
     rng, place = np.random.default_rng(0), np.ones((8, 8), bool)
     with pytest.raises(ValueError, match="foreground is empty"):

@@ -15,7 +15,7 @@ def split(mvtec):
 
 
 def settings(**changes):
-    values = {"resolution": 32, "context_range": (1.6, 3.5), "min_side": 12}
+    values = {"resolution": 32, "context_range": (1.6, 3.5), "min_side": 12, "margin": 0}
     values |= {"flip_horizontal": True, "flip_vertical": True, "rotate": True}
     return WindowSettings(**(values | changes))
 
@@ -38,6 +38,13 @@ def test_normal_windows_are_masked_where_nothing_is(split):
         x, mask, defect = source.draw_normal(np.random.default_rng(seed))
         assert defect == GOOD and mask.any()
         assert x.min() > -0.6, "no dark square anywhere"
+
+
+def test_windows_show_the_mask_with_its_margin(split):
+    tight, wide = (WindowSource(split.train, split.normals, settings(margin=margin)) for margin in (0, 2))
+    for seed in range(10):
+        (x, small, _), (same, large, _) = (s.draw_anomaly(np.random.default_rng(seed)) for s in (tight, wide))
+        assert (x == same).all() and (small <= large).all() and small.sum() < large.sum()
 
 
 def test_products_with_a_side_are_not_turned(split):

@@ -34,6 +34,18 @@ def test_the_edge_is_blended_inwards_and_the_core_is_the_defect():
     assert np.unique(result[written]).tolist() == [0, 50]
 
 
+def test_brightness_follows_the_place():
+    """On a part that is brighter to the right a long defect stays 40 levels darker all along."""
+    mask = np.zeros((30, 200), dtype=bool)
+    mask[12:18, 10:190] = True
+    cutout = Cutout(np.where(mask[..., None], 160.0, 200.0) * np.ones(3), mask, np.ones_like(mask), (0.5, 0.5))
+    ramp = np.broadcast_to(np.linspace(60, 200, 240), (60, 240))
+    image = np.repeat(ramp[..., None], 3, axis=2).round().astype(np.uint8)
+    result, written = paste(image, np.ones((60, 240), dtype=bool), cutout, np.random.default_rng(0), feather=1)
+    darker = image.astype(int)[written] - result[written]
+    assert np.abs(darker - 40).max() < 8
+
+
 def test_defects_stay_on_the_part():
     mask = np.ones((9, 9), dtype=bool)
     cutout = Cutout(np.zeros((9, 9, 3)), mask, mask, (0.1, 0.9))
