@@ -142,7 +142,7 @@ def test_scattered_spots_stay_round():
     for seed in range(20):
         mask, _ = sample_mask((BankMask(spots, "spot", "spot/0"),), np.ones_like(spots), np.random.default_rng(seed))
         boxes = ndimage.find_objects(ndimage.label(mask)[0])
-        inside = [box for box in boxes if all(0 < side.start and side.stop < 300 for side in box)]
+        inside = [box for box in boxes if all(side.start > 0 and side.stop < 300 for side in box)]
         assert all(
             max(lengths) <= 1.35 * min(lengths) + 2 for lengths in ([s.stop - s.start for s in b] for b in inside)
         )
