@@ -39,11 +39,6 @@ def latent_mask(mask: torch.Tensor, factor: int = 8) -> torch.Tensor:
     return F.max_pool2d(mask, factor)
 
 
-def widen(mask: torch.Tensor, margin: int) -> torch.Tensor:
-    """Mask (B, 1, H, W) or (1, H, W) with everything that is at most `margin` pixels away, along rows and columns."""
-    return F.max_pool2d(mask, 2 * margin + 1, stride=1, padding=margin)
-
-
 def fuse(inside: torch.Tensor, background: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     """m ⊙ inside + (1 − m) ⊙ background, as a selection, so that the background is equal to the bit (SARD, RCD)."""
     return torch.where(m > 0.5, inside, background)
@@ -280,8 +275,7 @@ class SardInpaintOutput(BaseOutput):
 class _Windows(NamedTuple):
     """The batch as the UNet and the VAE see it.
 
-    x (B, 3, H, W) in [-1, 1]; pixel_mask (B, 1, H, W), what is written, and mask (B, 1, h, w), what is generated, wider
-    by the margin, in {0, 1}; image_latents and, for
+    x (B, 3, H, W) in [-1, 1]; pixel_mask (B, 1, H, W) and mask (B, 1, h, w) in {0, 1}; image_latents and, for
     9-channel UNets, masked_image_latents (B, 4, h, w).
     """
 
@@ -324,7 +318,6 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         region: str = "window",
         context: float | None = None,
         min_side: int | None = None,
-        margin: int | None = None,
         feather_width: int = 2,
         height: int | None = None,
         width: int | None = None,
@@ -359,9 +352,6 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             many UNet calls again); "pixels" writes D(z_0).
         region: "window" generates in a square of `context` × the mask's bounding box (at least `min_side` pixels);
             "full" in the whole image. Defaults: the loaded adapter's, else 2.0 and 64.
-        margin: pixels by which the UNet sees the mask wider than it is, as the adapter did in training: it then lets a
-            defect fade out, in place of filling the mask to its edge. Written is the mask as given. Default: the
-            loaded adapter's, else 0.
         feather_width: pixels over which the change fades in, inside the mask.
         height, width: resolution of the generation in pixels, multiples of 8; default: the base's.
         strength: 1 starts inside the mask from pure noise; less keeps some of the normal image there.
@@ -375,7 +365,6 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         background = background or settings.get("background", "renoised")
         context = context if context is not None else settings.get("context", 2.0)
         min_side = min_side if min_side is not None else settings.get("min_side", 64)
-        margin = margin if margin is not None else settings.get("margin", 0)
         for name, value, known in (
             ("background", background, BACKGROUNDS),
             ("composite", composite, COMPOSITES),
@@ -436,7 +425,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             window_box(mask, context, min_side) if region == "window" else Box(0, 0, *mask.shape[:0:-1])
             for mask in masks
         ]
-        windows = self._encode_windows(images, masks, boxes, margin, (height, width), prompt_embeds.dtype)
+        windows = self._encode_windows(images, masks, boxes, (height, width), prompt_embeds.dtype)
 
         noise = randn_tensor(
             windows.image_latents.shape,
@@ -496,26 +485,22 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         images: Sequence[Any],
         masks: Sequence[torch.Tensor],
         boxes: Sequence[Box],
-        margin: int,
         size: tuple[int, int],
         dtype: torch.dtype,
     ) -> "_Windows":
-        """Crop every image and mask to its box and bring them to the latent grid, the mask wider by `margin` pixels."""
+        """Crop every image and mask to its box and bring them to the latent grid."""
         in_channels = self.unet.config.in_channels
         if in_channels not in (4, 9):
             raise ValueError(f"the UNet takes {in_channels} channels; RCD knows bases with 4 or 9")
         x = torch.stack([crop_window(_to_tensor(item), box, size) for item, box in zip(images, boxes, strict=True)])
-        pixel_mask, seen = (
-            torch.stack([crop_mask(widen(mask, width), box, size) for mask, box in zip(masks, boxes, strict=True)])
-            for width in (0, margin)
-        )
-        x, pixel_mask, seen = (item.to(self._execution_device, self.vae.dtype) for item in (x, pixel_mask, seen))
+        pixel_mask = torch.stack([crop_mask(mask, box, size) for mask, box in zip(masks, boxes, strict=True)])
+        x, pixel_mask = (item.to(self._execution_device, self.vae.dtype) for item in (x, pixel_mask))
         return _Windows(
             x=x,
             pixel_mask=pixel_mask,
-            mask=latent_mask(seen, self.vae_scale_factor).to(dtype),
+            mask=latent_mask(pixel_mask, self.vae_scale_factor).to(dtype),
             image_latents=self.encode_images(x).to(dtype),
-            masked_image_latents=self.encode_images(x * (seen < 0.5)).to(dtype) if in_channels == 9 else None,
+            masked_image_latents=self.encode_images(x * (pixel_mask < 0.5)).to(dtype) if in_channels == 9 else None,
         )
 
     def _denoise(

@@ -62,7 +62,7 @@ class SamplingSettings:
     min_side: int = 64
     """Smallest window, in image pixels."""
     margin: int = 0
-    """Pixels by which new masks are widened, and by which the UNet sees them wider still: where a defect fades out."""
+    """Pixels by which new masks are widened, as those of training were: there a defect fades out."""
     guidance_scale: float = 3.0
     """Defect guidance against the no-defect prompt; 1 is none."""
     num_inference_steps: int = 20
@@ -71,7 +71,8 @@ class SamplingSettings:
     def arguments(self, resolution: int) -> dict[str, Any]:
         """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels."""
         size = {"height": resolution, "width": resolution}
-        return asdict(self) | size | {"feather_width": feather_width(self.margin)}
+        own = {name: value for name, value in asdict(self).items() if name != "margin"}
+        return own | size | {"feather_width": feather_width(self.margin)}
 
 
 @dataclass

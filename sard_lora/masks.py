@@ -19,8 +19,8 @@ from sard_lora.images import load_mask
 from sard_lora.layouts import Sample
 
 SCALES = (0.7, 1.4)
-MARGIN = 2
-"""Pixels by which new masks are widened, so that what is written fades out inside its label.
+MARGIN = 4
+"""Pixels by which masks are widened, so that what is written fades out inside its label.
 
 Annotators outline what they see best, and real defects fade out beyond. What is cut off at such an outline has a hard
 edge that no real defect has, and a segmenter learns the edge.

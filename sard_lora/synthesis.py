@@ -34,7 +34,6 @@ from sard_lora.pipelines.sard_inpaint import (
     SardInpaintPipeline,
 )
 from sard_lora.precision import mixed_precision
-from sard_lora.visible import visible_region
 
 SETTINGS = "synthesis.json"
 
@@ -65,8 +64,6 @@ class SynthesizeConfig:
     """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected."""
     max_attempts: int = 6
     """Masks tried for one image before it is given up."""
-    labels: str = "visible"
-    """What is written and labelled: what visibly changes inside the mask (visible), or all of the mask (mask)."""
     fills: bool = False
     """Fill the masks with the product as it should be (the no-defect prompt), in place of a defect: to see whether a
     segmenter can tell what was written from what was not, and to teach it that this is no defect."""
@@ -99,7 +96,6 @@ class SynthesizeConfig:
             ("background", self.background, (None, *BACKGROUNDS)),
             ("composite", self.composite, COMPOSITES),
             ("region", self.region, REGIONS),
-            ("labels", self.labels, ("visible", "mask")),
             ("masks", self.masks, ("mixed", "real", "perlin", "stroke")),
         ):
             if value not in known:
@@ -325,18 +321,12 @@ def _write(
 def compose(
     synthesizer: Synthesizer, draw: Draw, chosen: Sequence[tuple[np.ndarray, Candidate]]
 ) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
-    """The image with the chosen candidates of parts written, grey where its normal image is grey; label and record.
-
-    Written and labelled is what the candidates visibly change of their parts; of a fill, all of them.
-    """
+    """The image with the chosen candidates of parts written, grey where its normal image is grey; mask and record."""
     config, job = synthesizer.config, draw.job
-    before = np.asarray(draw.image)
-    pixels, mask = before.copy(), np.zeros_like(draw.mask)
+    pixels, mask = np.array(draw.image), np.zeros_like(draw.mask)
     for part, candidate in chosen:
-        after = np.asarray(candidate.image)
-        written = visible_region(before, after, part) if config.labels == "visible" and not config.fills else part
-        pixels[written] = after[written]
-        mask |= written
+        pixels[part] = np.asarray(candidate.image)[part]
+        mask |= part
     image = Image.fromarray(pixels)
     candidates = [candidate for _, candidate in chosen]
     with Image.open(draw.sample.image) as file:

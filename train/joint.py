@@ -73,8 +73,8 @@ class AdapterTrainConfig:
     """Window side over the longer side of the defect, drawn from this range."""
     min_side: int = 64
     """Smallest window, in image pixels."""
-    margin: int = 2 * MARGIN
-    """Pixels by which masks are widened, for a defect to fade out in; half of them are written and labelled."""
+    margin: int = MARGIN
+    """Pixels by which masks are widened, in training and synthesis: a defect fades out beyond what is outlined."""
     window_reuse: int = 4
     """How often an encoded window is drawn, each time with new noise; 1 encodes every window anew."""
     flip_horizontal: bool = True
@@ -373,7 +373,7 @@ class AdapterTrainer:
             sampling=SamplingSettings(
                 background=config.background,
                 min_side=config.min_side,
-                margin=config.margin // 2,
+                margin=config.margin,
                 guidance_scale=config.guidance_scale,
             ),
             training=training | {"seconds": round(seconds, 1)},

@@ -10,8 +10,8 @@ from PIL import Image
 
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import load_image, load_mask
-from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, split_mask
-from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, widen, window_box
+from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, split_mask, widen
+from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class WindowSource:
         self.by_defect = {defect: [] for defect in self.defects}
         for sample in anomalies:
             image = load_image(sample.image)
-            self.by_defect[sample.defect].append((image, np.asarray(load_mask(sample.mask, image.size)) > 127))
+            mask = np.asarray(load_mask(sample.mask, image.size)) > 127
+            self.by_defect[sample.defect].append((image, widen(mask, settings.margin)))
         self.normals = list(normals)
         self.bank = MaskBank.from_samples(anomalies)
         self._normal = lru_cache(maxsize=512)(_load_normal)
@@ -82,22 +83,21 @@ class WindowSource:
         sample = self.normals[rng.integers(len(self.normals))]
         image, product = self._normal(str(sample.image))
         bank: Sequence[BankMask] = self.bank.for_defect(self.defects[rng.integers(len(self.defects))])
-        mask, _ = sample_mask(bank, product, rng, source="mixed")
+        mask, _ = sample_mask(bank, product, rng, source="mixed", margin=self.settings.margin)
         return *self._window(image, mask, rng), GOOD
 
     def _window(
         self, image: Image.Image, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A window around one part of the mask, as synthesis cuts it, with all of the mask that lies in it, widened."""
+        """A window around one part of the mask, as synthesis cuts it, with all of the mask that lies in it."""
         settings, size = self.settings, (self.settings.resolution,) * 2
         context = rng.uniform(*settings.context_range)
         min_side = round(settings.min_side * rng.uniform(1.0, 1.5))
         parts = split_mask(mask, context, min_side)
         focus = parts[rng.integers(len(parts))]
         box = window_box(torch.from_numpy(focus)[None].float(), context, min_side, tuple(rng.uniform(0.2, 0.8, 2)))
-        seen = widen(torch.from_numpy(mask)[None].float(), settings.margin)
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)
-        x, m = crop_window(pixels, box, size), crop_mask(seen, box, size)
+        x, m = crop_window(pixels, box, size), crop_mask(torch.from_numpy(mask)[None].float(), box, size)
         flips = [axis for axis, allowed in ((2, settings.flip_horizontal), (1, settings.flip_vertical)) if allowed]
         for axis in flips:
             if rng.random() < 0.5:

@@ -87,14 +87,6 @@ def watch(pipe, background, **options):
     return seen
 
 
-def test_the_unet_sees_the_mask_with_its_margin_and_only_the_mask_is_written(pipe):
-    image, mask = picture(64, 64), scratch(64, 64, 20)
-    settings = {"image": image, "mask_image": mask, "num_inference_steps": 1, "guidance_scale": 1.0, "region": "full"}
-    tight, wide = (pipe("a crack", margin=margin, generator=seeded(), **settings) for margin in (0, 9))
-    assert tight.latent_masks.sum() < wide.latent_masks.sum()
-    assert not changed(wide.images[0], image)[~np.asarray(mask)].any()
-
-
 def test_frozen_background_latents_are_equal_to_the_bit_at_every_step(pipe):
     seen = watch(pipe, "frozen")
     assert len(seen) == 4

@@ -103,7 +103,7 @@ def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(
         return mask, "two spots"
 
     monkeypatch.setattr(synthesis, "sample_mask", two_spots)
-    synthesize(settings(adapter, mvtec, tmp_path / "both", count=1, labels="mask"))
+    synthesize(settings(adapter, mvtec, tmp_path / "both", count=1))
     record = next(LabelledSet(tmp_path / "both").records())
     assert record["parts"] == 2
     assert np.array(Image.open(tmp_path / "both" / record["mask_file_name"])).astype(bool).sum() == 36 + 16
@@ -114,25 +114,21 @@ def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(
         return [[first, [c._replace(visibility=0.0) for c in second]] for first, second in generate(self, draws)]
 
     monkeypatch.setattr(Synthesizer, "generate", second_is_invisible)
-    report = synthesize(settings(adapter, mvtec, tmp_path / "one", count=1, min_visibility=1e-6, labels="mask"))
+    report = synthesize(settings(adapter, mvtec, tmp_path / "one", count=1, min_visibility=1e-6))
     assert (report["synthesized"], report["rejected"]) == (1, 2)
     record = next(LabelledSet(tmp_path / "one").records())
     assert np.array(Image.open(tmp_path / "one" / record["mask_file_name"])).astype(bool).sum() == 36
     assert verify(tmp_path / "one", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
 
 
-def test_labels_are_what_is_seen_or_the_mask_as_it_was_drawn(adapter, mvtec, tmp_path):
-    """Random weights change masks unevenly: the label keeps to what is seen of it, and nothing else is written."""
-    for labels in ("visible", "mask"):
-        synthesize(settings(adapter, mvtec, tmp_path / labels, labels=labels))
-        assert verify(tmp_path / labels, mvtec)["labels_equal_written_region"]
-    seen, drawn = (
-        [np.asarray(Image.open(tmp_path / labels / record["mask_file_name"])) > 0 for record in found]
-        for labels in ("visible", "mask")
-        for found in [LabelledSet(tmp_path / labels).records()]
-    )
-    assert all(not (small & ~large).any() for small, large in zip(seen, drawn, strict=True))
-    assert sum(small.sum() for small in seen) < sum(large.sum() for large in drawn)
+def test_masks_have_the_margin_that_the_adapter_was_trained_with(adapter, mvtec, tmp_path):
+    synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set"))
+    job, normals = synthesis._plan(synthesizer.config, adapter)[0], normal_images(mvtec, None)
+    assert adapter.config.sampling.margin == 4
+    wide = synthesizer.draw(job, 0, normals).mask
+    adapter.config.sampling.margin = 0
+    tight = synthesizer.draw(job, 0, normals).mask
+    assert not (tight & ~wide).any() and tight.sum() < wide.sum()
 
 
 def test_fills_are_asked_for_without_a_defect_and_none_is_rejected(adapter, mvtec, tmp_path):
