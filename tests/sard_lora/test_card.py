@@ -65,7 +65,7 @@ def test_figures_of_a_set_that_another_adapter_made_are_refused(adapter, mvtec, 
 
 def test_figures_of_no_set_are_refused(adapter, mvtec, tmp_path):
     with pytest.raises(ValueError, match="needs the set that it made"):
-        evaluation(adapter, mvtec, tmp_path, train=None, methods="real")
+        EvaluateConfig(test=mvtec, output=tmp_path / "report", adapter=adapter.folder, methods="real")
 
 
 def test_licence_of_a_card_outlives_its_rewriting(adapter):
