@@ -153,13 +153,15 @@ def sample_mask(
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
-        return widen(_place_real(entry.mask, foreground, keep, rng), margin) & foreground, entry.origin
-    centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
-    scale = np.exp(rng.uniform(*np.log(SCALES)))
-    most = max(entry.mask.mean(), 0.2) * foreground.size
-    area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
-    grow = _perlin_patch if source == "perlin" else _stroke
-    return widen(grow(foreground, centre, area, rng), margin) & foreground, source
+        mask, origin = _place_real(entry.mask, foreground, keep, rng), entry.origin
+    else:
+        centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
+        scale = np.exp(rng.uniform(*np.log(SCALES)))
+        most = max(entry.mask.mean(), 0.2) * foreground.size
+        area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
+        grow = _perlin_patch if source == "perlin" else _stroke
+        mask, origin = grow(foreground, centre, area, rng), source
+    return widen(mask, margin) & foreground, origin
 
 
 def widen(mask: np.ndarray, margin: int) -> np.ndarray:
@@ -376,9 +378,10 @@ def _deform(mask: np.ndarray, keep: bool, most: Sequence[float], rng: np.random.
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     size = np.abs(rotation) @ mask.shape
     scale = min(scale, *(np.maximum(most, 1) / size))
-    bend = 0.1 * min(_largest_part(mask))
+    part = _largest_part(mask)
+    bend = 0.1 * min(part)
     out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2
-    cell = max(3.0, scale * max(_largest_part(mask)) / 3)
+    cell = max(3.0, scale * max(part) / 3)
     y, x = (np.arange(length, dtype=np.float32) - (length - 1) / 2 for length in out)
     source = [
         (to_y / scale * y[:, None] + to_x / scale * x[None]) + bend * perlin(tuple(out), cell, rng) + (length - 1) / 2

@@ -32,8 +32,8 @@ class Sources:
     """What the defects of one kind are made of.
 
     samples: the few real images of the defect; bank: their masks; normals: the normal images; margin: pixels by which
-    masks are widened, as the generator's are. With `fills` the same is
-    done with pieces of normal images only, under the same masks: nothing is a defect, and only the writing is left.
+    masks are widened, as the generator's are. With `fills` the same is done with pieces of normal images only, under
+    the same masks: nothing is a defect, and only the writing is left.
     """
 
     samples: Sequence[Sample]
