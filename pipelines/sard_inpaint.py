@@ -188,11 +188,13 @@ def defect_gate(difference: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return (size / noise - 1).clamp(0, 1)
 
 
-def write_change(image: np.ndarray, change: torch.Tensor, mask: torch.Tensor, box: Box, width: int) -> np.ndarray:
-    """out = x + feather(M) ⊙ change inside M; out = x, byte for byte, outside.
+def write_change(
+    image: np.ndarray, start: np.ndarray, change: torch.Tensor, mask: torch.Tensor, box: Box, width: int
+) -> np.ndarray:
+    """out = x + feather(M) ⊙ (s − x + change) inside M; out = x, byte for byte, outside.
 
-    `image` uint8 (H, W, 3); `change` (3, R, R) in units of [-1, 1] images, over `box`; `mask` (1, H, W). A grey image
-    stays grey: its change is averaged over the channels.
+    `image` x and `start` s, which is mostly x itself, uint8 (H, W, 3); `change` (3, R, R) in units of [-1, 1] images,
+    over `box`; `mask` (1, H, W). A grey image stays grey: what is added is averaged over the channels.
     """
     height, width_px = image.shape[:2]
     left, top = max(box.left, 0), max(box.top, 0)
@@ -200,13 +202,14 @@ def write_change(image: np.ndarray, change: torch.Tensor, mask: torch.Tensor, bo
     change = resize(change.float().cpu(), (box.height, box.width))
     change = change[:, top - box.top : bottom - box.top, left - box.left : right - box.left]
     region = image[top:bottom, left:right]
+    added = start[top:bottom, left:right].astype(np.float32) - region + 127.5 * change.permute(1, 2, 0).numpy()
     if (region == region[..., :1]).all():
-        change = change.mean(0, keepdim=True).expand_as(change)
-    weight = feather(mask.float().cpu(), width)[:, top:bottom, left:right]
-    written = torch.from_numpy(region.astype(np.float32)) + (127.5 * weight * change).permute(1, 2, 0)
+        added = added.mean(2, keepdims=True)
+    weight = feather(mask.float().cpu(), width)[0, top:bottom, left:right, None].numpy()
+    written = region + weight * added
     out = image.copy()
     inside = (mask[0, top:bottom, left:right] > 0.5).cpu().numpy()
-    out[top:bottom, left:right][inside] = written.round().clamp(0, 255).to(torch.uint8).numpy()[inside]
+    out[top:bottom, left:right][inside] = written.round().clip(0, 255).astype(np.uint8)[inside]
     return out
 
 
@@ -275,8 +278,9 @@ class SardInpaintOutput(BaseOutput):
 class _Windows(NamedTuple):
     """The batch as the UNet and the VAE see it.
 
-    x (B, 3, H, W) in [-1, 1]; pixel_mask (B, 1, H, W) and mask (B, 1, h, w) in {0, 1}; image_latents and, for
-    9-channel UNets, masked_image_latents (B, 4, h, w).
+    x (B, 3, H, W) in [-1, 1]; start, the same with what diffusion starts from in the mask; reconstructed, D(E(start)),
+    where pixels are wanted; pixel_mask (B, 1, H, W) and mask (B, 1, h, w) in {0, 1}; image_latents,
+    start_latents and, for 9-channel UNets, masked_image_latents (B, 4, h, w).
     """
 
     x: torch.Tensor
@@ -284,6 +288,13 @@ class _Windows(NamedTuple):
     mask: torch.Tensor
     image_latents: torch.Tensor
     masked_image_latents: torch.Tensor | None
+    start: torch.Tensor
+    start_latents: torch.Tensor
+    reconstructed: torch.Tensor | None
+
+    def repeated(self, times: int) -> "_Windows":
+        """Every window `times` in a row."""
+        return _Windows(*(None if item is None else item.repeat_interleave(times, dim=0) for item in self))
 
 
 class SardInpaintPipeline(StableDiffusionInpaintPipeline):
@@ -318,10 +329,11 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         region: str = "window",
         context: float | None = None,
         min_side: int | None = None,
-        feather_width: int = 2,
+        feather_width: int | Sequence[int] = 2,
         height: int | None = None,
         width: int | None = None,
         strength: float = 1.0,
+        init_image: Image.Image | Sequence[Image.Image] | torch.Tensor | None = None,
         num_inference_steps: int = 20,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
@@ -352,9 +364,12 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             many UNet calls again); "pixels" writes D(z_0).
         region: "window" generates in a square of `context` × the mask's bounding box (at least `min_side` pixels);
             "full" in the whole image. Defaults: the loaded adapter's, else 2.0 and 64.
-        feather_width: pixels over which the change fades in, inside the mask.
+        feather_width: pixels over which the change fades in, inside the mask; one for all images or one each.
         height, width: resolution of the generation in pixels, multiples of 8; default: the base's.
-        strength: 1 starts inside the mask from pure noise; less keeps some of the normal image there.
+        strength: 1 starts inside the mask from pure noise; less from `init_image`, noised, and keeps some of it there
+            (SDEdit, Meng et al. 2022).
+        init_image: one for each image and of its size, for instance with a real defect pasted into the mask; by default
+            the image itself.
         timesteps, sigmas, eta, generator, latents, prompt_embeds, cross_attention_kwargs, callbacks: as in diffusers.
             `generator` may be a list, one for each image. Callbacks also see `image_latents`; `mask` is (B, 1, h, w).
         output_type: "pil", "pt" or "latent".
@@ -382,6 +397,9 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             raise ValueError(f"{len(prompt)} prompts for {len(images)} images: give one, or one for each image")
         if isinstance(negative_prompt, str):
             negative_prompt = [negative_prompt] * len(images)
+        widths = [feather_width] * len(images) if isinstance(feather_width, int) else list(feather_width)
+        if len(widths) != len(images):
+            raise ValueError(f"{len(widths)} feather widths for {len(images)} images: give one, or one for each image")
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         self.check_inputs(
@@ -417,15 +435,20 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         prompt_embeds = prompt_embeds.to(self.unet.dtype)
         if negative_prompt_embeds is not None:
             negative_prompt_embeds = negative_prompt_embeds.to(self.unet.dtype)
-        images = [item for item in images for _ in range(num_images_per_prompt)]
-        masks = [item for item in masks for _ in range(num_images_per_prompt)]
-        if isinstance(generator, list) and len(generator) != len(images):
-            raise ValueError(f"{len(generator)} generators for {len(images)} images: give one, or one for each image")
         boxes = [
             window_box(mask, context, min_side) if region == "window" else Box(0, 0, *mask.shape[:0:-1])
             for mask in masks
         ]
-        windows = self._encode_windows(images, masks, boxes, (height, width), prompt_embeds.dtype)
+        starts = images
+        if init_image is not None and strength < 1:
+            starts = [init_image] if isinstance(init_image, Image.Image) else list(init_image)
+        targets = list(zip(images, starts, masks, boxes, widths, strict=True))
+        targets = [target for target in targets for _ in range(num_images_per_prompt)]
+        if isinstance(generator, list) and len(generator) != len(targets):
+            raise ValueError(f"{len(generator)} generators for {len(targets)} images: give one, or one for each image")
+        windows = self._encode_windows(
+            images, starts, masks, boxes, (height, width), prompt_embeds.dtype, output_type != "latent"
+        ).repeated(num_images_per_prompt)
 
         noise = randn_tensor(
             windows.image_latents.shape,
@@ -465,8 +488,8 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         if output_type != "latent":
             change, visibility, has_nsfw_concept = self._change(latents, windows, composite, good_latents)
             results = [
-                write_change(_to_array(item), delta, own_mask, box, feather_width)
-                for item, delta, own_mask, box in zip(images, change, masks, boxes, strict=True)
+                write_change(_to_array(item), _to_array(start), delta, mask, box, fade)
+                for delta, (item, start, mask, box, fade) in zip(change, targets, strict=True)
             ]
             results = _as_output(results, output_type)
         self.maybe_free_model_hooks()
@@ -483,10 +506,12 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
     def _encode_windows(
         self,
         images: Sequence[Any],
+        starts: Sequence[Any],
         masks: Sequence[torch.Tensor],
         boxes: Sequence[Box],
         size: tuple[int, int],
         dtype: torch.dtype,
+        reconstruct: bool,
     ) -> "_Windows":
         """Crop every image and mask to its box and bring them to the latent grid."""
         in_channels = self.unet.config.in_channels
@@ -495,12 +520,21 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         x = torch.stack([crop_window(_to_tensor(item), box, size) for item, box in zip(images, boxes, strict=True)])
         pixel_mask = torch.stack([crop_mask(mask, box, size) for mask, box in zip(masks, boxes, strict=True)])
         x, pixel_mask = (item.to(self._execution_device, self.vae.dtype) for item in (x, pixel_mask))
+        start, image_latents = x, self.encode_images(x)
+        start_latents = image_latents
+        if starts is not images:
+            crops = [crop_window(_to_tensor(item), box, size) for item, box in zip(starts, boxes, strict=True)]
+            start = torch.stack(crops).to(x)
+            start_latents = self.encode_images(start)
         return _Windows(
             x=x,
             pixel_mask=pixel_mask,
             mask=latent_mask(pixel_mask, self.vae_scale_factor).to(dtype),
-            image_latents=self.encode_images(x).to(dtype),
+            image_latents=image_latents.to(dtype),
             masked_image_latents=self.encode_images(x * (pixel_mask < 0.5)).to(dtype) if in_channels == 9 else None,
+            start=start,
+            start_latents=start_latents.to(dtype),
+            reconstructed=self.decode_latents_to_images(start_latents) if reconstruct else None,
         )
 
     def _denoise(
@@ -522,7 +556,9 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         mask, image_latents = windows.mask, windows.image_latents
         masked_image_latents = windows.masked_image_latents
         noised = self.scheduler.add_noise(image_latents, noise, timesteps[:1])
-        start = noise * self.scheduler.init_noise_sigma if strength == 1.0 else noised
+        start = noise * self.scheduler.init_noise_sigma
+        if strength < 1:
+            start = self.scheduler.add_noise(windows.start_latents, noise, timesteps[:1])
         if latents is not None:
             start = latents.to(image_latents)
         latents = fuse(start, {"frozen": image_latents, "renoised": noised, "off": start}[background], mask)
@@ -589,17 +625,17 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         checked, has_nsfw_concept = self.run_safety_checker(decoded / 2 + 0.5, decoded.device, latents.dtype)
         if has_nsfw_concept is not None:
             decoded = torch.as_tensor(checked).to(decoded) * 2 - 1
-        x = windows.x.float()
-        reconstructed = self.decode_latents_to_images(windows.image_latents)
-        round_trip = (reconstructed - x).abs().mean((1, 2, 3), keepdim=True).clamp(min=1 / 255)
-        change = decoded - reconstructed
+        x, start = windows.x.float(), windows.start.float()
+        round_trip = (windows.reconstructed - start).abs().mean((1, 2, 3), keepdim=True).clamp(min=1 / 255)
+        change = decoded - windows.reconstructed
         if good_latents is not None:
             contrast = decoded - self.decode_latents_to_images(good_latents)
             change = contrast if composite == "contrast" else change * defect_gate(contrast, round_trip)
         pixel_mask = windows.pixel_mask.float()
-        inside = (change.abs().mean(1, keepdim=True) * pixel_mask).sum((1, 2, 3)) / pixel_mask.sum((1, 2, 3))
+        size = (start - x + change).abs().mean(1, keepdim=True)
+        inside = (size * pixel_mask).sum((1, 2, 3)) / pixel_mask.sum((1, 2, 3))
         visibility = (inside / round_trip.flatten()).tolist()
-        return decoded - x if composite == "pixels" else change, visibility, has_nsfw_concept
+        return decoded - start if composite == "pixels" else change, visibility, has_nsfw_concept
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """E(x): images (B, 3, H, W) in [-1, 1] to scaled latents; the posterior's mean, so that seeds do not drift."""

@@ -1,6 +1,7 @@
 """`sard_config.json`: all that sampling with an adapter needs to know, and how the adapter was trained."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -61,18 +62,19 @@ class SamplingSettings:
     """Side of the window over the longer side of the mask's bounding box."""
     min_side: int = 64
     """Smallest window, in image pixels."""
-    margin: int = 0
-    """Pixels by which new masks are widened, as those of training were: there a defect fades out."""
+    margins: dict[str, int] = field(default_factory=dict)
+    """Pixels by which new masks of a defect are widened, as those of training were: there it fades out."""
     guidance_scale: float = 3.0
     """Defect guidance against the no-defect prompt; 1 is none."""
     num_inference_steps: int = 20
     """Steps of the reverse diffusion."""
 
-    def arguments(self, resolution: int) -> dict[str, Any]:
-        """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels."""
-        size = {"height": resolution, "width": resolution}
-        own = {name: value for name, value in asdict(self).items() if name != "margin"}
-        return own | size | {"feather_width": feather_width(self.margin)}
+    def arguments(self, resolution: int, defects: Sequence[str]) -> dict[str, Any]:
+        """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels, for images to get these
+        defects."""
+        own = {name: value for name, value in asdict(self).items() if name != "margins"}
+        widths = [feather_width(self.margins.get(defect, 0)) for defect in defects]
+        return own | {"height": resolution, "width": resolution, "feather_width": widths}
 
 
 @dataclass

@@ -109,6 +109,7 @@ def adapter_card(
         product=product_name(config.category),
         held=held,
         shots=shots,
+        margins=[f"{width} pixels for {defect}" for defect, width in config.sampling.margins.items() if width],
         few=[defect for defect in config.defects if shots.get(defect, 0) < FEW],
         base=base,
         embedded=bases.BASES.get(config.base.id) == str(bases.EMBEDDED),

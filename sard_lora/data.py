@@ -7,7 +7,7 @@ The folder layouts are described in `sard_lora.layouts`. A `manifest.csv` at the
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,14 +179,25 @@ def few_shot_split(category: Category, shots: int | None = None) -> Split:
 
 def normal_images(data: Path, category: str | None) -> tuple[Sample, ...]:
     """Normal images to work on: the training side of a data set, or all images of a plain folder."""
-    suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-    files = sorted(path for path in data.glob("*") if path.suffix.lower() in suffixes) if data.is_dir() else []
-    if files and category is None:
+    if category is None and (files := _plain_images(data)):
         return tuple(Sample(path, None, GOOD, path.name) for path in files)
     normals = few_shot_split(open_category(data, category)).normals
     if not normals:
         raise ValueError(f"{data}: no normal images. Put them into train/good")
     return normals
+
+
+def named_anomalies(data: Path, category: str | None, names: Collection[str]) -> tuple[Sample, ...]:
+    """The anomalies of a data set whose paths below the category's folder are `names`; none in a plain folder."""
+    if category is None and _plain_images(data):
+        return ()
+    opened = open_category(data, category)
+    return tuple(s for s in opened.anomalies if s.image.relative_to(opened.root).as_posix() in names)
+
+
+def _plain_images(data: Path) -> list[Path]:
+    suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+    return sorted(path for path in data.glob("*") if path.suffix.lower() in suffixes) if data.is_dir() else []
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:

@@ -6,8 +6,9 @@ that would take more of a smaller image than it took of its own, and much of it,
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,23 +20,37 @@ from sard_lora.images import load_mask
 from sard_lora.layouts import Sample
 
 SCALES = (0.7, 1.4)
-MARGIN = 4
-"""Pixels by which masks are widened, so that what is written fades out inside its label.
-
-Annotators outline what they see best, and real defects fade out beyond. What is cut off at such an outline has a hard
-edge that no real defect has, and a segmenter learns the edge.
-"""
+RIM = 12
+"""Pixels of its surroundings that are known of a real defect that was moved."""
 _MANY = 100
 SOURCES = ("real", "perlin", "stroke", "mixed")
 
 
 @dataclass(frozen=True, eq=False)
 class BankMask:
-    """A real mask at its image's size ((H, W) bool), its defect, and where it is from ("defect/file stem")."""
+    """A real mask at its image's size ((H, W) bool), its defect, where it is from ("defect/file stem"), and its image.
+
+    An adapter's own masks have no image: it carries none.
+    """
 
     mask: np.ndarray
     defect: str
     origin: str
+    image: Path | None = None
+
+
+class Placement(NamedTuple):
+    """A new mask ((H, W) bool), its origin and, where that is a real mask of a known image, how that was moved.
+
+    `source` float (2, h, w): the (row, column) of that image which lies at each pixel of a box in the new one, whose
+    upper left corner, maybe outside, is `corner`. The box holds the mask and `RIM` pixels around it.
+    """
+
+    mask: np.ndarray
+    origin: str
+    image: Path | None = None
+    source: np.ndarray | None = None
+    corner: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class MaskBank:
         """The bank of these anomalies. Raises `DataError` for a mask that `load_mask` refuses."""
         return cls(
             tuple(
-                BankMask(_as_bool(load_mask(s.mask, None)), s.defect, f"{s.defect}/{s.image.stem}")
+                BankMask(_as_bool(load_mask(s.mask, None)), s.defect, f"{s.defect}/{s.image.stem}", s.image)
                 for s in samples
                 if s.mask is not None
             )
@@ -70,6 +85,17 @@ class MaskBank:
                 for path in paths
             )
         )
+
+    def with_images(self, samples: Iterable[Sample]) -> "MaskBank":
+        """The same masks, those that are the masks of `samples` with their images."""
+        named = {f"{s.defect}/{s.image.stem}": s for s in samples if s.mask is not None}
+        masks = []
+        for entry in self.masks:
+            sample = named.get(entry.origin)
+            if sample and np.array_equal(_as_bool(load_mask(sample.mask, None)), entry.mask):
+                entry = replace(entry, image=sample.image)
+            masks.append(entry)
+        return MaskBank(tuple(masks))
 
     def save(self, folder: Path | str) -> None:
         """Write 1-bit PNG files `<defect>/<stem>.png` below `folder`."""
@@ -130,7 +156,7 @@ def sample_mask(
     source: str = "real",
     keep_location: float = 0.5,
     margin: int = 0,
-) -> tuple[np.ndarray, str]:
+) -> Placement:
     """A new mask ((H, W) bool, as `foreground`) and its origin: the real mask's, or the name of the source.
 
     - `real`: a bank mask rotated, scaled, mirrored and bent.
@@ -153,7 +179,8 @@ def sample_mask(
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
-        mask, origin = _place_real(entry.mask, foreground, keep, rng), entry.origin
+        mask, source, corner = _place_real(entry.mask, foreground, keep, rng)
+        return Placement(widen(mask, margin) & foreground, entry.origin, entry.image, source, corner)
     else:
         centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
         scale = np.exp(rng.uniform(*np.log(SCALES)))
@@ -161,7 +188,7 @@ def sample_mask(
         area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
         grow = _perlin_patch if source == "perlin" else _stroke
         mask, origin = grow(foreground, centre, area, rng), source
-    return widen(mask, margin) & foreground, origin
+    return Placement(widen(mask, margin) & foreground, origin)
 
 
 def widen(mask: np.ndarray, margin: int) -> np.ndarray:
@@ -302,22 +329,29 @@ def _stroke(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.
     return result
 
 
-def _place_real(mask: np.ndarray, foreground: np.ndarray, keep: bool, rng: np.random.Generator) -> np.ndarray:
-    """A changed copy of `mask` on the foreground: of several places the first that shows most of it, else the best."""
+def _place_real(
+    mask: np.ndarray, foreground: np.ndarray, keep: bool, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """A changed copy of `mask` on the foreground: of several places the first that shows most of it, else the best.
+
+    With it the `source` and `corner` of a `Placement`.
+    """
     box = _bounding_box(mask)
-    cropped, most = mask[box], []
+    cropped, most, stretch = mask[box], [], [1.0, 1.0]
     spanning = False
     for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):
         spans = keep and side.start == 0 and side.stop == old
         if spans:  # A band across the whole image goes on doing so, whatever its new scale and the image's size.
             length = int(np.ceil(1.1 / SCALES[0] * new))
             cropped = np.take(cropped, np.arange(length) * old // length, axis=axis)
+            stretch[axis] = old / length
             spanning = True
         most.append(np.inf if spans else 1.2 * new * max((side.stop - side.start) / old, 0.5))
-    best = np.zeros_like(foreground)
+    best, found = np.zeros_like(foreground), None
     for attempt in range(9):
         if attempt % 3 == 0:
-            shape = _deform(cropped, keep, most, rng)
+            shape, inside = _deform(cropped, keep, most, rng)
+            source = np.stack([s.start + k * i for s, k, i in zip(box, stretch, inside, strict=True)])
         if keep:
             corner = _kept_corner(box, mask.shape, shape.shape, foreground.shape, rng)
         else:
@@ -329,15 +363,16 @@ def _place_real(mask: np.ndarray, foreground: np.ndarray, keep: bool, rng: np.ra
             ]
         placed = _paste(shape, corner, foreground)
         if np.count_nonzero(placed) > np.count_nonzero(best):
-            best = placed
+            best, found = placed, (source, (corner[0] - RIM, corner[1] - RIM))
         if best.any() and (spanning or np.count_nonzero(best) >= 0.6 * np.count_nonzero(shape)):
-            return best
+            break
     if best.any():
-        return best
+        return best, *found
     # No place showed any of it (a foreground of a few pixels): put one of its pixels on a foreground pixel.
     row, column = _anywhere(foreground, rng)
     inside = np.argwhere(shape)[0]
-    return _paste(shape, [row - inside[0], column - inside[1]], foreground)
+    corner = row - int(inside[0]), column - int(inside[1])
+    return _paste(shape, corner, foreground), source, (corner[0] - RIM, corner[1] - RIM)
 
 
 def _kept_corner(
@@ -360,19 +395,24 @@ def _kept_corner(
     return corner
 
 
-def _deform(mask: np.ndarray, keep: bool, most: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+def _deform(
+    mask: np.ndarray, keep: bool, most: Sequence[float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Rotate, scale, mirror and bend a cropped mask, keeping area × scale²; cropped again.
+
+    With it where each of its pixels, and of `RIM` around, lay in the given one: (2, h, w).
 
     A mask that keeps its place is turned by at most 12 degrees. Any other is mirrored half of the time and turned by
     any angle, or if it is large upside down, so that it need not shrink. Neither side becomes longer than `most`
     (height, width) before the bending.
     """
     scale = np.exp(rng.uniform(*np.log(SCALES)))
-    angle = np.deg2rad(rng.uniform(-12, 12))
+    angle, mirrored = np.deg2rad(rng.uniform(-12, 12)), False
     if not keep:
         small = max(mask.shape) <= 0.5 * min(most)
         angle += rng.uniform(0, 2 * np.pi) if small else rng.choice([0, np.pi])
-        if rng.random() < 0.5:
+        mirrored = rng.random() < 0.5
+        if mirrored:
             mask = mask[:, ::-1]
     mask = np.pad(mask, 1)  # so that pixels at the crop's edge fade out like any other
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -380,7 +420,7 @@ def _deform(mask: np.ndarray, keep: bool, most: Sequence[float], rng: np.random.
     scale = min(scale, *(np.maximum(most, 1) / size))
     part = _largest_part(mask)
     bend = 0.1 * min(part)
-    out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2
+    out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2 + 2 * RIM
     cell = max(3.0, scale * max(part) / 3)
     y, x = (np.arange(length, dtype=np.float32) - (length - 1) / 2 for length in out)
     source = [
@@ -396,8 +436,12 @@ def _deform(mask: np.ndarray, keep: bool, most: Sequence[float], rng: np.random.
     area = max(1, round(area))
     result = _highest(covered, covered > 0, area)
     if not result.any():
-        return np.ones((1, 1), bool)
-    return result[_bounding_box(result)]
+        result[tuple(side // 2 for side in out)] = True
+    box = _bounding_box(result)
+    rows, columns = (
+        plane[box[0].start - RIM : box[0].stop + RIM, box[1].start - RIM : box[1].stop + RIM] - 1 for plane in source
+    )
+    return result[box], np.stack([rows, mask.shape[1] - 3 - columns if mirrored else columns])
 
 
 def _largest_part(mask: np.ndarray) -> tuple[int, int]:

@@ -124,8 +124,9 @@ class Studio:
         Raises ValueError when the adapter was shared without its masks.
         """
         chosen = self.adapters[adapter]
-        bank, margin = chosen.masks().for_defect(defect), chosen.config.sampling.margin
-        return Mask(*sample_mask(bank, foreground(picture.image), np.random.default_rng(), margin=margin))
+        bank, margin = chosen.masks().for_defect(defect), chosen.config.sampling.margins.get(defect, 0)
+        placement = sample_mask(bank, foreground(picture.image), np.random.default_rng(), margin=margin)
+        return Mask(placement.mask, placement.origin)
 
     def generate(
         self, adapter: str, defect: str, picture: Picture, mask: Mask, count: int, guidance: float, seed: int
@@ -142,7 +143,9 @@ class Studio:
             synthesizer = self._synthesizer(adapter, candidates=count, guidance_scale=guidance)
             sample = Sample(picture.path, None, GOOD, picture.path.name)
             rng = np.random.default_rng(seed)
-            draw = synthesizer.plan(Job(0, defect, ""), sample, picture.image, mask.pixels, mask.origin, rng)
+            draw = synthesizer.plan(
+                Job(0, defect, ""), sample, picture.image, mask.pixels, mask.origin, picture.image, rng
+            )
             parts = synthesizer.generate([draw])[0]
         results = []
         for candidates in zip(*parts, strict=True):

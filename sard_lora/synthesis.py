@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sard_lora.adapter import Adapter
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.critic import rank_score
-from sard_lora.data import normal_images
+from sard_lora.data import named_anomalies, normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
@@ -34,8 +34,11 @@ from sard_lora.pipelines.sard_inpaint import (
     SardInpaintPipeline,
 )
 from sard_lora.precision import mixed_precision
+from sard_lora.transplant import transplant
 
 SETTINGS = "synthesis.json"
+STRENGTH = 0.5
+"""How much of the way to noise a real defect is taken before it is drawn anew."""
 
 
 @dataclass
@@ -80,6 +83,9 @@ class SynthesizeConfig:
     """Generate in a window around the mask, or in the full image: window or full."""
     guidance_scale: float | None = None
     """Defect guidance; default: the adapter's."""
+    strength: float | None = None
+    """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
+    alone. Default: 0.5 where DATA holds the few defects that the adapter was trained on, else 1."""
     num_inference_steps: int | None = None
     """Steps of the reverse diffusion; default: the adapter's."""
     batch_size: int = 12
@@ -100,6 +106,8 @@ class SynthesizeConfig:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
         for name in ("count", "candidates", "max_attempts", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
@@ -117,13 +125,17 @@ class Job:
 
 @dataclass
 class Draw:
-    """A normal image and a mask for one attempt at a job; every part of the mask has seeds of its own."""
+    """A normal image and a mask for one attempt at a job; every part of the mask has seeds of its own.
+
+    `start` is the image with a real defect moved into the mask, or None.
+    """
 
     job: Job
     sample: Sample
     image: Image.Image
     mask: np.ndarray
     mask_origin: str
+    start: Image.Image | None
     parts: list[np.ndarray]
     seeds: list[list[int]]
 
@@ -145,6 +157,7 @@ class Synthesizer:
         self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.pipe: SardInpaintPipeline = adapter.pipeline(config.base, self.device, dtype)
+        self.pipe.fuse_lora(components=["unet"])  # one adapter, many images: its layers need not be added every time
         critic = adapter.critic()
         self.critic = critic.to(self.device) if critic is not None else None
 
@@ -153,39 +166,54 @@ class Synthesizer:
         """The masks that new ones are made from; raises as `mask_bank`."""
         return mask_bank(self.adapter, self.config)
 
+    @cached_property
+    def strength(self) -> float:
+        """How much the real defects are changed that diffusion starts from; 1 is from noise alone."""
+        return chosen_strength(self.config, self.bank)
+
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         sample = normals[rng.integers(len(normals))]
         image = load_image(sample.image)
-        bank, margin = self.bank.for_defect(job.defect), self.adapter.config.sampling.margin
-        mask, origin = sample_mask(bank, foreground(image), rng, source=self.config.masks, margin=margin)
-        return self.plan(job, sample, image, mask, origin, rng)
+        bank, margin = self.bank.for_defect(job.defect), self.adapter.config.sampling.margins.get(job.defect, 0)
+        placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, margin=margin)
+        start = None
+        if self.strength < 1:
+            if self.config.fills:
+                placement = placement._replace(image=normals[rng.integers(len(normals))].image)
+            start = transplant(image, placement)
+        return self.plan(job, sample, image, placement.mask, placement.origin, rng, start)
 
     def plan(
-        self, job: Job, sample: Sample, image: Image.Image, mask: np.ndarray, origin: str, rng: np.random.Generator
+        self,
+        job: Job,
+        sample: Sample,
+        image: Image.Image,
+        mask: np.ndarray,
+        origin: str,
+        rng: np.random.Generator,
+        start: Image.Image | None = None,
     ) -> Draw:
-        """What to generate for a mask ((H, W) bool) of an image: its parts, and seeds for their candidates."""
+        """What to generate for a mask ((H, W) bool) of an image: its parts, and seeds for their candidates.
+
+        From noise, unless there is an image to `start` from.
+        """
         sampling = self.adapter.config.sampling
         whole = self.config.region == "full"
         parts = [mask] if whole else split_mask(mask, sampling.context, sampling.min_side)
         seeds = rng.integers(2**31, size=(len(parts), self.config.candidates)).tolist()
-        return Draw(job, sample, image, mask, origin, parts, seeds)
+        return Draw(job, sample, image, mask, origin, start, parts, seeds)
 
     def generate(self, draws: Sequence[Draw]) -> list[list[list[Candidate]]]:
         """For every draw and every part of its mask the candidates; without a critic every score is 0."""
-        wanted = [
-            (draw, part, seed)
-            for draw in draws
-            for part, seeds in zip(draw.parts, draw.seeds, strict=True)
-            for seed in seeds
-        ]
-        size = self.config.batch_size
+        wanted = [(draw, part, seeds) for draw in draws for part, seeds in zip(draw.parts, draw.seeds, strict=True)]
+        size = max(1, self.config.batch_size // self.config.candidates)
         batches = [self._candidates(wanted[start : start + size]) for start in range(0, len(wanted), size)]
         flat = (candidate for batch in batches for candidate in batch)
         return [[[next(flat) for _ in seeds] for seeds in draw.seeds] for draw in draws]
 
-    def _candidates(self, wanted: Sequence[tuple[Draw, np.ndarray, int]]) -> list[Candidate]:
+    def _candidates(self, wanted: Sequence[tuple[Draw, np.ndarray, list[int]]]) -> list[Candidate]:
         with mixed_precision(self.device):
             output = self._sample(wanted)
         scores = [0.0] * len(output.images)
@@ -198,14 +226,15 @@ class Synthesizer:
                 self.config.background or self.adapter.config.sampling.background,
                 self.adapter.config.critic_grid,
             ).tolist()
-        seeds = [seed for _, _, seed in wanted]
+        seeds = [seed for _, _, seeds in wanted for seed in seeds]
         return [Candidate(*row) for row in zip(output.images, output.visibility, scores, seeds, strict=True)]
 
-    def _sample(self, wanted: Sequence[tuple[Draw, np.ndarray, int]]) -> SardInpaintOutput:
+    def _sample(self, wanted: Sequence[tuple[Draw, np.ndarray, list[int]]]) -> SardInpaintOutput:
         config, own = self.config, self.adapter.config
         chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
-        settings = own.sampling.arguments(own.base.resolution)
+        settings = own.sampling.arguments(own.base.resolution, [draw.job.defect for draw, _, _ in wanted])
         settings |= {name: value for name, value in chosen.items() if value}
+        moved = all(draw.start is not None for draw, _, _ in wanted)
         if config.fills:
             settings["guidance_scale"] = 1.0  # nothing to amplify: both prompts would be the same
         return self.pipe(
@@ -213,16 +242,35 @@ class Synthesizer:
             image=[draw.image for draw, _, _ in wanted],
             mask_image=[Image.fromarray(part) for _, part, _ in wanted],
             negative_prompt=self.adapter.prompt(GOOD),
+            strength=self.strength if moved else 1.0,
+            init_image=[draw.start for draw, _, _ in wanted] if moved else None,
             composite=config.composite,
             region=config.region,
-            generator=[torch.Generator().manual_seed(seed) for _, _, seed in wanted],
+            num_images_per_prompt=self.config.candidates,
+            generator=[torch.Generator().manual_seed(seed) for _, _, seeds in wanted for seed in seeds],
             **settings,
         )
 
 
 def mask_bank(adapter: Adapter, config: SynthesizeConfig) -> MaskBank:
     """The masks to shape new ones by: those given, or the adapter's. Raises ValueError or OSError without any."""
-    return MaskBank.load(config.mask_bank) if config.mask_bank else adapter.masks()
+    if config.mask_bank:
+        return MaskBank.load(config.mask_bank)
+    return adapter.masks().with_images(named_anomalies(config.data, config.category, adapter.config.data["images"]))
+
+
+def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
+    """The strength asked for, or the default. Raises ValueError where there are no real defects to start from."""
+    known = config.masks == "real" and all(entry.image for entry in bank.masks)
+    if config.strength is None:
+        return STRENGTH if known else 1.0
+    if config.strength < 1 and not known:
+        raise ValueError(
+            f"strength={config.strength} starts from the real defects that the adapter was trained on, and "
+            f"{config.data} does not hold them all under the adapter's masks. Give the data set that it was trained on "
+            "and masks=real, or strength=1"
+        )
+    return config.strength
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
@@ -361,6 +409,7 @@ def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank) -> dic
         "defects": list(config.defects or adapter.config.defects),
         "adapter_sha256": adapter.sha256(),
         "mask_bank": _bank_digest(bank) if config.mask_bank else None,
+        "strength": chosen_strength(config, bank),
     }
 
 

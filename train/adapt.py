@@ -29,11 +29,10 @@ from sard_lora.train.corpus import Window, open_hole
 from sard_lora.train.decoder import train_decoder
 from sard_lora.train.inpainting import Batches, inpainting_loss
 from sard_lora.train.loop import load_average, train
+from sard_lora.train.windows import has_direction
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut")
 LOG = "log.jsonl"
-DIRECTED = 1.25
-"""Ratio of the grey steps along one axis to those along the other from which pictures have a direction."""
 SMALL = 100_000_000
 """Up to so many parameters the whole UNet is trained."""
 
@@ -237,7 +236,7 @@ class WindowsOfNormals:
         self._image = lru_cache(maxsize=1024)(_load)
         self.rotate = config.rotate
         if config.rotate is None:
-            self.rotate = not has_direction([self._image(str(s.image)) for s in normals[:: -(-len(normals) // 32)]])
+            self.rotate = not has_direction(normals)
 
     def draw(self, pixels: int, rng: np.random.Generator) -> Window:
         """A crop with a hole in it, often with a drawn defect in that."""
@@ -266,13 +265,6 @@ class WindowsOfNormals:
         if self.rotate:
             crop = crop.rot90(int(rng.integers(4)), (1, 2))
         return (crop.clamp(0, 255) / 255).permute(1, 2, 0).numpy()
-
-
-def has_direction(images: Sequence[torch.Tensor]) -> bool:
-    """Whether pictures (3, H, W) change much more along one axis than along the other."""
-    steps = [[image.diff(dim=axis).abs().mean() + 1e-3 for axis in (1, 2)] for image in images]
-    ratios = torch.stack([down / across for down, across in steps])
-    return bool(ratios.median().log().abs() > np.log(DIRECTED))
 
 
 def _load(path: str) -> torch.Tensor:

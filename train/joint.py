@@ -20,12 +20,12 @@ from sard_lora.adapter_config import AdapterConfig, BaseReference, SamplingSetti
 from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep_grid
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.layouts import GOOD
-from sard_lora.masks import MARGIN
+from sard_lora.margins import fade_margins
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
 from sard_lora.train.samples import sample_grid
-from sard_lora.train.windows import Windows, WindowSettings, WindowSource
+from sard_lora.train.windows import Windows, WindowSettings, WindowSource, has_direction
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
 RESNET_TARGETS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
@@ -73,16 +73,18 @@ class AdapterTrainConfig:
     """Window side over the longer side of the defect, drawn from this range."""
     min_side: int = 64
     """Smallest window, in image pixels."""
-    margin: int = MARGIN
-    """Pixels by which masks are widened, in training and synthesis: a defect fades out beyond what is outlined."""
-    window_reuse: int = 4
+    margin: int | None = None
+    """Pixels by which masks are widened, in training and synthesis, because a defect fades out beyond what is outlined;
+    default: measured for each defect."""
+    window_reuse: int = 8
     """How often an encoded window is drawn, each time with new noise; 1 encodes every window anew."""
     flip_horizontal: bool = True
     """Mirror windows left to right; off for products with a side."""
     flip_vertical: bool = True
     """Mirror windows top to bottom."""
-    rotate: bool = True
-    """Turn windows by quarter turns."""
+    rotate: bool | None = None
+    """Turn windows by quarter turns; by default unless the pictures have a direction, as brushed metal or cells with
+    bars do."""
     background: str = "renoised"
     """Background mode of RCD: renoised, frozen or off."""
     background_weight: float = 0.1
@@ -170,6 +172,10 @@ class AdapterTrainer:
         self.resolution = config.resolution or unet.config.sample_size * self.pipe.vae_scale_factor
         self.defects = sorted({sample.defect for sample in self.split.train})
         self.prompts = prompts_for(category.name, self.defects)
+        if config.margin is None:
+            self.margins = fade_margins(self.split.train)
+        else:
+            self.margins = dict.fromkeys(self.defects, config.margin)
         with torch.no_grad():
             embeds, _ = self.pipe.encode_prompt(list(self.prompts.values()), self.device, 1, False)
         self.prompt_embeds = dict(zip(self.prompts, embeds, strict=True))
@@ -195,10 +201,10 @@ class AdapterTrainer:
                 self.resolution,
                 config.context_range,
                 config.min_side,
-                config.margin,
+                self.margins,
                 config.flip_horizontal,
                 config.flip_vertical,
-                config.rotate,
+                not has_direction(self.split.normals) if config.rotate is None else config.rotate,
             ),
         )
         self._block: tuple[int, Windows, Windows | None] | None = None
@@ -373,7 +379,7 @@ class AdapterTrainer:
             sampling=SamplingSettings(
                 background=config.background,
                 min_side=config.min_side,
-                margin=config.margin,
+                margins=self.margins,
                 guidance_scale=config.guidance_scale,
             ),
             training=training | {"seconds": round(seconds, 1)},

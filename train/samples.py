@@ -31,14 +31,15 @@ def sample_grid(
     for defect in [name for name in prompts if name != GOOD]:
         for _ in range(per_defect):
             image = load_image(normals[rng.integers(len(normals))].image)
-            mask, _ = sample_mask(bank.for_defect(defect), foreground(image), rng, margin=sampling.margin)
+            margin = sampling.margins.get(defect, 0)
+            mask = sample_mask(bank.for_defect(defect), foreground(image), rng, margin=margin).mask
             result = pipe(
                 prompts[defect],
                 image=image,
                 mask_image=Image.fromarray(mask),
                 negative_prompt=prompts[GOOD],
                 generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
-                **sampling.arguments(resolution),
+                **sampling.arguments(resolution, [defect]),
             ).images[0]
             rows.append([image, Image.fromarray(mask), result])
     grid(rows, ["normal", "mask", "result"], path)

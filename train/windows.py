@@ -1,6 +1,6 @@
 """Training windows: square crops around masks, at the scales that sampling will use, encoded to latents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,18 +10,21 @@ from PIL import Image
 
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import load_image, load_mask
-from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, split_mask, widen
+from sard_lora.masks import MaskBank, foreground, sample_mask, split_mask, widen
 from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
+
+DIRECTED = 1.25
+"""Ratio of the grey steps along one axis to those along the other from which pictures have a direction."""
 
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """Scales and symmetries of the training windows."""
+    """Scales and symmetries of the training windows, and by how many pixels the masks of each defect are widened."""
 
     resolution: int
     context_range: tuple[float, float]
     min_side: int
-    margin: int
+    margins: Mapping[str, int]
     flip_horizontal: bool
     flip_vertical: bool
     rotate: bool
@@ -67,7 +70,7 @@ class WindowSource:
         for sample in anomalies:
             image = load_image(sample.image)
             mask = np.asarray(load_mask(sample.mask, image.size)) > 127
-            self.by_defect[sample.defect].append((image, widen(mask, settings.margin)))
+            self.by_defect[sample.defect].append((image, widen(mask, settings.margins.get(sample.defect, 0))))
         self.normals = list(normals)
         self.bank = MaskBank.from_samples(anomalies)
         self._normal = lru_cache(maxsize=512)(_load_normal)
@@ -82,8 +85,9 @@ class WindowSource:
         """One window of a normal image under a mask from the sampler."""
         sample = self.normals[rng.integers(len(self.normals))]
         image, product = self._normal(str(sample.image))
-        bank: Sequence[BankMask] = self.bank.for_defect(self.defects[rng.integers(len(self.defects))])
-        mask, _ = sample_mask(bank, product, rng, source="mixed", margin=self.settings.margin)
+        defect = self.defects[rng.integers(len(self.defects))]
+        bank, margin = self.bank.for_defect(defect), self.settings.margins.get(defect, 0)
+        mask = sample_mask(bank, product, rng, source="mixed", margin=margin).mask
         return *self._window(image, mask, rng), GOOD
 
     def _window(
@@ -111,3 +115,13 @@ class WindowSource:
 def _load_normal(path: str) -> tuple[Image.Image, np.ndarray]:
     image = load_image(path)
     return image, foreground(image)
+
+
+def has_direction(normals: Sequence[Sample]) -> bool:
+    """Whether pictures change much more along one axis than along the other; 32 of them are looked at."""
+    ratios = []
+    for sample in normals[:: -(-len(normals) // 32)]:
+        pixels = np.asarray(load_image(sample.image), np.float32)
+        down, across = (np.abs(np.diff(pixels, axis=axis)).mean() + 1e-3 for axis in (0, 1))
+        ratios.append(down / across)
+    return bool(abs(np.log(np.median(ratios))) > np.log(DIRECTED))

@@ -21,7 +21,8 @@ from sard_lora.evaluation.paste import cut_out, paste, transform
 from sard_lora.images import load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.masks import MARGIN, BankMask, MaskBank, foreground, sample_mask, widen
+from sard_lora.margins import fade_margins
+from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, widen
 from sard_lora.textures import random_surface
 
 _ATTEMPTS = 50
@@ -39,13 +40,14 @@ class Sources:
     samples: Sequence[Sample]
     bank: Sequence[BankMask]
     normals: Sequence[Sample]
-    margin: int = MARGIN
+    margin: int
     fills: bool = False
 
     def normal_piece(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
         """A normal image (H, W, 3) uint8, a mask (H, W) bool from the bank on its part, and the mask's origin."""
         image = load_image(self.normals[rng.integers(len(self.normals))].image)
-        return np.asarray(image), *sample_mask(self.bank, foreground(image), rng, margin=self.margin)
+        placement = sample_mask(self.bank, foreground(image), rng, margin=self.margin)
+        return np.asarray(image), placement.mask, placement.origin
 
 
 class Drawing(NamedTuple):
@@ -81,7 +83,7 @@ def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np
     As a fill, without the jitter.
     """
     height, width = part.shape
-    area = sample_mask(sources.bank, part, rng, margin=sources.margin)[0].sum()
+    area = sample_mask(sources.bank, part, rng, margin=sources.margin).mask.sum()
     scar = rng.random() < 0.5
     aspect = np.exp(rng.uniform(np.log(4), np.log(16)) if scar else rng.uniform(-np.log(3), np.log(3)))
     size = np.clip(np.round([np.sqrt(area / aspect), np.sqrt(area * aspect)]), 1, [height, width]).astype(int)
@@ -113,7 +115,7 @@ def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
 
     As a fill, another normal image in place of the texture.
     """
-    mask, origin = sample_mask(sources.bank, part, rng, source="perlin", margin=sources.margin)
+    mask, origin, *_ = sample_mask(sources.bank, part, rng, source="perlin", margin=sources.margin)
     if sources.fills:
         other = load_image(sources.normals[rng.integers(len(sources.normals))].image)
         texture = np.asarray(other.resize(part.shape[::-1]), np.float32)
@@ -139,11 +141,12 @@ def write_baseline(
     seed: int = 0,
     progress: Callable[[str, int], None] | None = None,
     fills: bool = False,
-    margin: int = MARGIN,
+    margin: int | None = None,
 ) -> None:
     """Fill `output` with normal images that `method` wrote defects into, `counts` of each defect.
 
-    With `fills` it writes pieces of normal images in their place, and `margin` widens masks (see `Sources`).
+    With `fills` it writes pieces of normal images in their place, and `margin` widens masks (see `Sources`): for each
+    defect as far as it fades out, unless one is given.
 
     The label is the region that was written; outside it the pixels are those of the normal image. Images that `output`
     already has are kept, so the same call after a kill completes the set; image number i of a defect depends on `seed`
@@ -158,6 +161,7 @@ def write_baseline(
     by_defect: dict[str, list[Sample]] = {}
     for sample in train_samples:
         by_defect.setdefault(sample.defect, []).append(sample)
+    margins = fade_margins(train_samples) if margin is None else dict.fromkeys(by_defect, margin)
     if not isinstance(counts, Mapping):
         counts = dict.fromkeys(by_defect, counts)
     if strangers := sorted(set(counts) - set(by_defect)):
@@ -165,7 +169,8 @@ def write_baseline(
             f"no real {', '.join(strangers)} to draw from: the training side has {', '.join(sorted(by_defect))}"
         )
     for number, (defect, samples) in enumerate(sorted(by_defect.items())):
-        sources = Sources(samples, MaskBank.from_samples(samples).for_defect(defect), normals, margin, fills)
+        bank = MaskBank.from_samples(samples).for_defect(defect)
+        sources = Sources(samples, bank, normals, margins[defect], fills)
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from sard_lora.transplant import spread
+
 # Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
 _RING = 8
 _SCALE = (0.7, 1.4)
@@ -91,7 +93,7 @@ def paste(
     ring &= cutout.valid[source] & foreground[target]
     pixels = cutout.pixels[source]
     if ring.any():
-        pixels = pixels + _spread(patch - pixels, ring)
+        pixels = pixels + spread(patch - pixels, ring, _RING)
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     weight = np.clip(depth / min(feather, depth.max()), 0, 1)[..., None]
     blended = np.rint(np.clip(patch + weight * (pixels - patch), 0, 255)).astype(np.uint8)
@@ -99,17 +101,6 @@ def paste(
     result[target][mask] = blended[mask]
     written[target] = mask
     return result, written
-
-
-def _spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`values` (h, w, 3) where they are `known` (h, w) bool, carried smoothly into the rest."""
-    weight = known.astype(np.float32)[..., None]
-    total, share = (
-        ndimage.gaussian_filter(plane, (_RING, _RING, 0), mode="constant", truncate=8)
-        for plane in (values * weight, weight)
-    )
-    mean = values[known].mean(0)
-    return np.where(share > 1e-6, total / np.maximum(share, 1e-6), mean).astype(np.float32)
 
 
 def _place(foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator) -> tuple[int, int]:

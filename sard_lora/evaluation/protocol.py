@@ -31,7 +31,7 @@ from sard_lora.evaluation.segmenters import Segmenter, predict, save_segmenter
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.masks import MARGIN
+from sard_lora.margins import fade_margins
 from sard_lora.synthesis import SETTINGS as SYNTHESIS_REPORT
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
 
@@ -230,7 +230,12 @@ def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sa
             counts = dict.fromkeys(defects, max(1, len(synthetic) // len(defects)))
     root = config.output / "paste"
     key = json.dumps(
-        {"seed": config.seed, "counts": counts, "margin": MARGIN, "data": fingerprint([*split.train, *split.normals])},
+        {
+            "seed": config.seed,
+            "counts": counts,
+            "margins": fade_margins(split.train),
+            "data": fingerprint([*split.train, *split.normals]),
+        },
         sort_keys=True,
     )
     made_from = root / "made_from.json"

@@ -10,6 +10,7 @@ from sard_lora import synthesis
 from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
+from sard_lora.masks import Placement
 from sard_lora.synthesis import SynthesizeConfig, Synthesizer, synthesize, verify
 
 
@@ -100,7 +101,7 @@ def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(
     def two_spots(bank, foreground, rng, source, margin):
         mask = np.zeros_like(foreground)
         mask[3:9, 3:9] = mask[-6:-2, -6:-2] = True
-        return mask, "two spots"
+        return Placement(mask, "two spots")
 
     monkeypatch.setattr(synthesis, "sample_mask", two_spots)
     synthesize(settings(adapter, mvtec, tmp_path / "both", count=1))
@@ -124,11 +125,40 @@ def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(
 def test_masks_have_the_margin_that_the_adapter_was_trained_with(adapter, mvtec, tmp_path):
     synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set"))
     job, normals = synthesis._plan(synthesizer.config, adapter)[0], normal_images(mvtec, None)
-    assert adapter.config.sampling.margin == 4
-    wide = synthesizer.draw(job, 0, normals).mask
-    adapter.config.sampling.margin = 0
+    assert adapter.config.sampling.margins == {"hole": 0, "scratch": 0}, "the drawn squares end at their masks"
     tight = synthesizer.draw(job, 0, normals).mask
+    adapter.config.sampling.margins[job.defect] = 3
+    wide = synthesizer.draw(job, 0, normals).mask
     assert not (tight & ~wide).any() and tight.sum() < wide.sum()
+
+
+def test_real_defects_are_where_diffusion_starts_from(adapter, mvtec, tmp_path):
+    """Where the data hold them; a little diffusion leaves them as they were, and the label what was written."""
+    report = synthesize(settings(adapter, mvtec, tmp_path / "set", strength=0.5, guidance_scale=1.0))
+    assert report["settings"]["strength"] == 0.5
+    assert verify(tmp_path / "set", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
+    synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set"))
+    assert synthesizer.strength == synthesis.STRENGTH
+    draw = synthesizer.draw(synthesis._plan(synthesizer.config, adapter)[0], 0, normal_images(mvtec, None))
+    started = np.asarray(draw.start)
+    assert (started[draw.mask] < 60).mean() > 0.5, "a dark square, as on the real parts"
+    assert np.array_equal(started[~draw.mask], np.asarray(draw.image)[~draw.mask])
+    fill = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", fills=True))
+    draw = fill.draw(synthesis._plan(fill.config, adapter)[0], 0, normal_images(mvtec, None))
+    assert np.asarray(draw.start)[draw.mask].min() > 60, "a piece of a normal part"
+
+
+def test_without_the_real_defects_diffusion_starts_from_noise(adapter, mvtec, tmp_path):
+    plain = mvtec / "train/good"
+    assert Synthesizer(adapter, settings(adapter, plain, tmp_path / "set")).strength == 1.0
+    with pytest.raises(ValueError, match=r"strength=0.4 starts from the real defects.*good does not hold them all"):
+        synthesize(settings(adapter, plain, tmp_path / "set", strength=0.4))
+    assert Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", masks="perlin")).strength == 1.0
+    with pytest.raises(ValueError, match="above 0"):
+        settings(adapter, mvtec, tmp_path / "set", strength=0.0)
+    label = adapter.config.data["images"][0].replace("test/", "ground_truth/").replace(".png", "_mask.png")
+    Image.fromarray(np.roll(np.array(Image.open(mvtec / label)), 1, axis=0)).save(mvtec / label)
+    assert Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set")).strength == 1.0, "another data set's"
 
 
 def test_fills_are_asked_for_without_a_defect_and_none_is_rejected(adapter, mvtec, tmp_path):

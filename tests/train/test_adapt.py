@@ -11,7 +11,7 @@ from tiny_base import write_tiny_base
 
 from sard_lora.adapter import Adapter
 from sard_lora.cli import main
-from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, adapt, has_direction
+from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, adapt
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 
@@ -98,14 +98,6 @@ def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):
     drawn = [WindowsOfNormals(normals, "bar", 64, config).draw(64, np.random.default_rng(n)) for n in range(12)]
     lying = [np.ptp(w.picture[..., 0], axis=0).max() > 200 for w in drawn]
     assert any(lying) and not all(lying) and len({w.picture.tobytes() for w in drawn}) > 8
-
-
-def test_pictures_with_a_direction_are_known():
-    grain = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(0)) * 255
-    brushed = grain.mean(2, keepdim=True).expand(3, 60, 80) + 0.1 * grain
-    assert not has_direction([grain] * 3)
-    assert has_direction([brushed] * 3) and has_direction([brushed.transpose(1, 2)] * 3)
-    assert not has_direction([torch.zeros(3, 8, 8)])
 
 
 def test_the_command_is_two_words(mvtec, tiny_base, tmp_path, capsys):

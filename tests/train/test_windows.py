@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sard_lora.data import few_shot_split, open_category
-from sard_lora.layouts import GOOD
-from sard_lora.train.windows import Windows, WindowSettings, WindowSource
+from sard_lora.layouts import GOOD, Sample
+from sard_lora.train.windows import Windows, WindowSettings, WindowSource, has_direction
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def split(mvtec):
 
 
 def settings(**changes):
-    values = {"resolution": 32, "context_range": (1.6, 3.5), "min_side": 12, "margin": 0}
+    values = {"resolution": 32, "context_range": (1.6, 3.5), "min_side": 12, "margins": {}}
     values |= {"flip_horizontal": True, "flip_vertical": True, "rotate": True}
     return WindowSettings(**(values | changes))
 
@@ -42,7 +43,7 @@ def test_normal_windows_are_masked_where_nothing_is(split):
 
 def test_windows_show_the_mask_with_its_margin(split):
     """A dark square lies under its mask, and around it under the margin is the part."""
-    source = WindowSource(split.train, split.normals, settings(margin=3))
+    source = WindowSource(split.train, split.normals, settings(margins={"hole": 3, "scratch": 3}))
     for seed in range(10):
         x, mask, _ = source.draw_anomaly(np.random.default_rng(seed))
         inside = x[0][mask[0] > 0.5]
@@ -69,3 +70,16 @@ def test_windows_are_taken_and_joined_in_order():
     joined = Windows.cat([part.take(np.array([2, 0])), part])
     assert joined.defects == ["c", "a", "a", "b", "c"]
     assert joined.latents.flatten().tolist() == [2, 0, 0, 1, 2]
+
+
+def test_pictures_with_a_direction_are_known(tmp_path):
+    def pictures(name: str, pixels: np.ndarray) -> list[Sample]:
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+        return [Sample(path, None, GOOD, name)] * 3
+
+    grain = np.random.default_rng(0).uniform(0, 250, (60, 80, 3))
+    brushed = 0.9 * grain.mean(1, keepdims=True) + 0.1 * grain
+    assert not has_direction(pictures("grain", grain))
+    assert has_direction(pictures("lying", brushed)) and has_direction(pictures("standing", brushed.swapaxes(0, 1)))
+    assert not has_direction(pictures("plain", np.zeros((8, 8, 3))))

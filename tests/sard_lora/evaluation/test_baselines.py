@@ -70,7 +70,7 @@ def test_what_cannot_be_drawn_is_named(split, tmp_path):
 @pytest.mark.parametrize("method", BASELINES)
 def test_areas_are_those_of_the_real_masks(method, split, tmp_path):
     output = LabelledSet(tmp_path / "set")
-    write_baseline(method, split.train, split.normals, output, 20)
+    write_baseline(method, split.train, split.normals, output, 20, margin=4)
     areas = [
         np.asarray(load_mask(output.root / r["mask_file_name"], (40, 32))).astype(bool).sum() for r in output.records()
     ]

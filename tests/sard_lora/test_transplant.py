@@ -1,0 +1,57 @@
+"""Real defects are moved exactly as their masks are, and take on the brightness of their new place."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sard_lora.masks import BankMask, Placement, sample_mask
+from sard_lora.transplant import transplant
+
+
+@pytest.fixture
+def wedge(tmp_path) -> BankMask:
+    """A bright wedge with a dark tip on grey, and its mask."""
+    rows, columns = np.mgrid[:80, :100]
+    mask = (columns >= 30) & (columns < 70) & (abs(rows - 40) <= (columns - 30) / 3)
+    pixels = np.where(mask, np.where(columns < 45, 20, 220), 120).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wedge.png")
+    return BankMask(mask, "wedge", "wedge/0", tmp_path / "wedge.png")
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0])
+def test_the_defect_lies_under_its_moved_mask(wedge, keep):
+    """Turned, mirrored, scaled and bent: tip and body fill the new mask, and nothing else of the image changes."""
+    place, normal = np.ones((90, 120), bool), Image.new("RGB", (120, 90), (120, 120, 120))
+    for seed in range(12):
+        placement = sample_mask([wedge], place, np.random.default_rng(seed), keep_location=keep)
+        moved = np.asarray(transplant(normal, placement), float)[..., 0]
+        assert (moved[~placement.mask] == 120).all()
+        inside = moved[placement.mask]
+        assert (abs(inside - 120) > 40).mean() > 0.8
+        assert inside.min() < 60 and inside.max() > 180, "both ends of it"
+
+
+def test_brightness_is_that_of_the_new_place(wedge):
+    normal = Image.new("RGB", (120, 90), (60, 60, 60))
+    placement = sample_mask([wedge], np.ones((90, 120), bool), np.random.default_rng(3))
+    moved = np.asarray(transplant(normal, placement), float)[..., 0]
+    assert abs(np.percentile(moved[placement.mask], 90) - 160) < 15, "as much above its surroundings as before"
+
+
+def test_bands_across_the_image_are_moved_too(tmp_path):
+    mask = np.zeros((40, 60), bool)
+    mask[18:24] = True
+    Image.fromarray(np.where(mask, 30, 150).astype(np.uint8)).save(tmp_path / "band.png")
+    bank = [BankMask(mask, "band", "band/0", tmp_path / "band.png")]
+    normal = Image.new("RGB", (90, 50), (150, 150, 150))
+    for seed in range(6):
+        placement = sample_mask(bank, np.ones((50, 90), bool), np.random.default_rng(seed), keep_location=1.0)
+        moved = np.asarray(transplant(normal, placement), float)[..., 0]
+        assert (moved[placement.mask] < 100).mean() > 0.6
+
+
+def test_without_a_real_image_nothing_changes(wedge):
+    normal = Image.new("RGB", (100, 80), (90, 90, 90))
+    assert transplant(normal, Placement(wedge.mask, "stroke")) is normal
+    place = np.ones((80, 100), bool)
+    assert sample_mask([wedge], place, np.random.default_rng(0), "perlin").source is None
