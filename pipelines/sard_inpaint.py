@@ -189,11 +189,16 @@ def defect_gate(difference: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def write_change(
-    image: np.ndarray, start: np.ndarray, change: torch.Tensor, mask: torch.Tensor, box: Box, width: int
+    image: np.ndarray,
+    change: torch.Tensor,
+    mask: torch.Tensor,
+    box: Box,
+    width: int,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """out = x + feather(M) ⊙ (s − x + change) inside M; out = x, byte for byte, outside.
 
-    `image` x and `start` s, which is mostly x itself, uint8 (H, W, 3); `change` (3, R, R) in units of [-1, 1] images,
+    `image` x and `start` s, by default x itself, uint8 (H, W, 3); `change` (3, R, R) in units of [-1, 1] images,
     over `box`; `mask` (1, H, W). A grey image stays grey: what is added is averaged over the channels.
     """
     height, width_px = image.shape[:2]
@@ -202,7 +207,9 @@ def write_change(
     change = resize(change.float().cpu(), (box.height, box.width))
     change = change[:, top - box.top : bottom - box.top, left - box.left : right - box.left]
     region = image[top:bottom, left:right]
-    added = start[top:bottom, left:right].astype(np.float32) - region + 127.5 * change.permute(1, 2, 0).numpy()
+    added = 127.5 * change.permute(1, 2, 0).numpy()
+    if start is not None:
+        added = added + (start[top:bottom, left:right].astype(np.float32) - region)
     if (region == region[..., :1]).all():
         added = added.mean(2, keepdims=True)
     weight = feather(mask.float().cpu(), width)[0, top:bottom, left:right, None].numpy()
@@ -488,7 +495,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         if output_type != "latent":
             change, visibility, has_nsfw_concept = self._change(latents, windows, composite, good_latents)
             results = [
-                write_change(_to_array(item), _to_array(start), delta, mask, box, fade)
+                write_change(_to_array(item), delta, mask, box, fade, _to_array(start))
                 for delta, (item, start, mask, box, fade) in zip(change, targets, strict=True)
             ]
             results = _as_output(results, output_type)

@@ -64,15 +64,21 @@ class SamplingSettings:
     """Smallest window, in image pixels."""
     margins: dict[str, int] = field(default_factory=dict)
     """Pixels by which new masks of a defect are widened, as those of training were: there it fades out."""
+    rotate: bool = True
+    """Whether new masks may be turned by any angle: not those of products with a direction."""
     guidance_scale: float = 3.0
     """Defect guidance against the no-defect prompt; 1 is none."""
     num_inference_steps: int = 20
     """Steps of the reverse diffusion."""
 
+    def mask_options(self, defect: str) -> dict[str, Any]:
+        """Keyword arguments of `sample_mask` for masks of a defect."""
+        return {"margin": self.margins.get(defect, 0), "rotate": self.rotate}
+
     def arguments(self, resolution: int, defects: Sequence[str]) -> dict[str, Any]:
         """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels, for images to get these
         defects."""
-        own = {name: value for name, value in asdict(self).items() if name != "margins"}
+        own = {name: value for name, value in asdict(self).items() if name not in ("margins", "rotate")}
         widths = [feather_width(self.margins.get(defect, 0)) for defect in defects]
         return own | {"height": resolution, "width": resolution, "feather_width": widths}
 

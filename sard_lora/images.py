@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+_DIRECTED = 1.25
+"""Ratio of the grey steps along one axis to those along the other from which images have a direction."""
+
 MASK_FIX = "Save the mask as an 8-bit PNG with 0 for normal and 255 for defect pixels"
 
 # What Pillow's decoders raise on damaged files, depending on the format.
@@ -136,3 +139,16 @@ def _decode(path: Path, fix: str) -> Image.Image:
         raise DataError([Problem(path, "this is not an image that can be read", fix)]) from error
     except _DECODING_ERRORS as error:
         raise DataError([Problem(path, f"the image cannot be decoded ({error})", fix)]) from error
+
+
+def has_direction(paths: Sequence[Path]) -> bool:
+    """Whether images change much more along one axis than along the other, as brushed metal does, or cells with bars.
+
+    At most 32 of them are looked at. Raises `DataError` as `load_image`.
+    """
+    ratios = []
+    for path in paths[:: max(1, -(-len(paths) // 32))]:
+        pixels = np.asarray(load_image(path), np.float32)
+        down, across = (np.abs(np.diff(pixels, axis=axis)).mean() + 1e-3 for axis in (0, 1))
+        ratios.append(down / across)
+    return bool(abs(np.log(np.median(ratios))) > np.log(_DIRECTED))

@@ -156,6 +156,7 @@ def sample_mask(
     source: str = "real",
     keep_location: float = 0.5,
     margin: int = 0,
+    rotate: bool = True,
 ) -> Placement:
     """A new mask ((H, W) bool, as `foreground`) and its origin: the real mask's, or the name of the source.
 
@@ -164,8 +165,8 @@ def sample_mask(
     - `mixed`: one of the three, half of the time `real`.
 
     With probability `keep_location` it lies near where the real one was (edges chip at edges; a real mask is then
-    turned by little and keeps touching the borders that it touched), else anywhere on the foreground. It is widened by
-    `margin` pixels in the end.
+    turned by little and keeps touching the borders that it touched), else anywhere on the foreground. Without `rotate`,
+    for products with a direction, it is never turned by more than a little. It is widened by `margin` in the end.
     Raises `ValueError` for an empty foreground, an empty bank, or an unknown source.
     """
     if source not in SOURCES:
@@ -179,7 +180,7 @@ def sample_mask(
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
-        mask, source, corner = _place_real(entry.mask, foreground, keep, rng)
+        mask, source, corner = _place_real(entry.mask, foreground, keep, rotate, rng)
         return Placement(widen(mask, margin) & foreground, entry.origin, entry.image, source, corner)
     else:
         centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
@@ -330,28 +331,33 @@ def _stroke(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.
 
 
 def _place_real(
-    mask: np.ndarray, foreground: np.ndarray, keep: bool, rng: np.random.Generator
+    mask: np.ndarray, foreground: np.ndarray, keep: bool, rotate: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """A changed copy of `mask` on the foreground: of several places the first that shows most of it, else the best.
 
     With it the `source` and `corner` of a `Placement`.
     """
     box = _bounding_box(mask)
-    cropped, most, stretch = mask[box], [], [1.0, 1.0]
+    cropped, most, before = mask[box], [], [0, 0]
     spanning = False
     for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):
         spans = keep and side.start == 0 and side.stop == old
         if spans:  # A band across the whole image goes on doing so, whatever its new scale and the image's size.
-            length = int(np.ceil(1.1 / SCALES[0] * new))
-            cropped = np.take(cropped, np.arange(length) * old // length, axis=axis)
-            stretch[axis] = old / length
+            before[axis] = max(0, int(np.ceil(0.55 / SCALES[0] * new)) - old // 2)
+            index = _folded(np.arange(-before[axis], old + before[axis]), old)
+            cropped = np.take(cropped, index, axis=axis)
             spanning = True
         most.append(np.inf if spans else 1.2 * new * max((side.stop - side.start) / old, 0.5))
     best, found = np.zeros_like(foreground), None
     for attempt in range(9):
         if attempt % 3 == 0:
-            shape, inside = _deform(cropped, keep, most, rng)
-            source = np.stack([s.start + k * i for s, k, i in zip(box, stretch, inside, strict=True)])
+            shape, inside = _deform(cropped, keep, rotate, most, rng)
+            source = np.stack(
+                [
+                    side.start + (_folded(index - extra, side.stop) if extra else index)
+                    for side, extra, index in zip(box, before, inside, strict=True)
+                ]
+            )
         if keep:
             corner = _kept_corner(box, mask.shape, shape.shape, foreground.shape, rng)
         else:
@@ -395,21 +401,27 @@ def _kept_corner(
     return corner
 
 
+def _folded(index: np.ndarray, length: int) -> np.ndarray:
+    """Positions beyond a line of `length` pixels, mirrored back into it."""
+    index = index % (2 * length)
+    return np.where(index > length - 0.5, 2 * length - 1 - index, index)
+
+
 def _deform(
-    mask: np.ndarray, keep: bool, most: Sequence[float], rng: np.random.Generator
+    mask: np.ndarray, keep: bool, rotate: bool, most: Sequence[float], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rotate, scale, mirror and bend a cropped mask, keeping area × scale²; cropped again.
 
     With it where each of its pixels, and of `RIM` around, lay in the given one: (2, h, w).
 
     A mask that keeps its place is turned by at most 12 degrees. Any other is mirrored half of the time and turned by
-    any angle, or if it is large upside down, so that it need not shrink. Neither side becomes longer than `most`
-    (height, width) before the bending.
+    any angle, or if it is large upside down, so that it need not shrink. Without `rotate` it is turned by at most 5
+    degrees, and upside down. Neither side becomes longer than `most` (height, width) before the bending.
     """
     scale = np.exp(rng.uniform(*np.log(SCALES)))
-    angle, mirrored = np.deg2rad(rng.uniform(-12, 12)), False
+    angle, mirrored = np.deg2rad(rng.uniform(-12, 12) if rotate else rng.uniform(-5, 5)), False
     if not keep:
-        small = max(mask.shape) <= 0.5 * min(most)
+        small = rotate and max(mask.shape) <= 0.5 * min(most)
         angle += rng.uniform(0, 2 * np.pi) if small else rng.choice([0, np.pi])
         mirrored = rng.random() < 0.5
         if mirrored:
@@ -419,7 +431,7 @@ def _deform(
     size = np.abs(rotation) @ mask.shape
     scale = min(scale, *(np.maximum(most, 1) / size))
     part = _largest_part(mask)
-    bend = 0.1 * min(part)
+    bend = 0.05 * min(part)
     out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2 + 2 * RIM
     cell = max(3.0, scale * max(part) / 3)
     y, x = (np.arange(length, dtype=np.float32) - (length - 1) / 2 for length in out)

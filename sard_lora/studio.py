@@ -124,8 +124,8 @@ class Studio:
         Raises ValueError when the adapter was shared without its masks.
         """
         chosen = self.adapters[adapter]
-        bank, margin = chosen.masks().for_defect(defect), chosen.config.sampling.margins.get(defect, 0)
-        placement = sample_mask(bank, foreground(picture.image), np.random.default_rng(), margin=margin)
+        bank, options = chosen.masks().for_defect(defect), chosen.config.sampling.mask_options(defect)
+        placement = sample_mask(bank, foreground(picture.image), np.random.default_rng(), **options)
         return Mask(placement.mask, placement.origin)
 
     def generate(
@@ -143,9 +143,7 @@ class Studio:
             synthesizer = self._synthesizer(adapter, candidates=count, guidance_scale=guidance)
             sample = Sample(picture.path, None, GOOD, picture.path.name)
             rng = np.random.default_rng(seed)
-            draw = synthesizer.plan(
-                Job(0, defect, ""), sample, picture.image, mask.pixels, mask.origin, picture.image, rng
-            )
+            draw = synthesizer.plan(Job(0, defect, ""), sample, picture.image, mask.pixels, mask.origin, rng)
             parts = synthesizer.generate([draw])[0]
         results = []
         for candidates in zip(*parts, strict=True):

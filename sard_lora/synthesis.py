@@ -176,8 +176,8 @@ class Synthesizer:
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         sample = normals[rng.integers(len(normals))]
         image = load_image(sample.image)
-        bank, margin = self.bank.for_defect(job.defect), self.adapter.config.sampling.margins.get(job.defect, 0)
-        placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, margin=margin)
+        bank, options = self.bank.for_defect(job.defect), self.adapter.config.sampling.mask_options(job.defect)
+        placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
         start = None
         if self.strength < 1:
             if self.config.fills:

@@ -34,19 +34,22 @@ def transplant(image: Image.Image, placement: Placement) -> Image.Image:
     ring = ndimage.binary_dilation(mask, iterations=RIM - 1) & ~mask & known
     patch = pixels[target]
     if ring.any():
-        moved = moved + spread(patch - moved, ring, RIM)
+        moved = moved + spread(patch - moved, ring)
     patch[mask & known] = moved[mask & known]
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def spread(values: np.ndarray, known: np.ndarray, reach: float) -> np.ndarray:
-    """`values` (h, w, 3) where they are `known` (h, w) bool, carried smoothly into the rest.
+def spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`values` (h, w, 3) where they are `known` (h, w) bool, carried into the rest, smoothly and more so farther away.
 
-    Far from them, many times `reach` pixels, it is their median.
+    Near known pixels it follows them closely, so that nothing that is added to it has an edge there; far from all of
+    them it is their median.
     """
     weight = known.astype(np.float32)[..., None]
-    total, share = (
-        ndimage.gaussian_filter(plane, (reach, reach, 0), mode="constant", truncate=8)
-        for plane in (values * weight, weight)
-    )
-    return ((total + 0.02 * np.median(values[known], 0)) / (share + 0.02)).astype(np.float32)
+    result = np.broadcast_to(np.median(values[known], 0), values.shape)
+    for reach in (32, 16, 8, 4, 2):
+        total, share = (
+            ndimage.gaussian_filter(plane, (reach, reach, 0), mode="constant") for plane in (values * weight, weight)
+        )
+        result = (total + 0.02 * result) / (share + 0.02)
+    return result.astype(np.float32)

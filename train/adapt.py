@@ -20,7 +20,7 @@ from sard_lora import bases
 from sard_lora.adapter_config import product_name
 from sard_lora.atomic import atomic_folder, make_folder
 from sard_lora.data import fingerprint, normal_images
-from sard_lora.images import load_image
+from sard_lora.images import has_direction, load_image
 from sard_lora.layouts import Sample
 from sard_lora.pipelines.sard_inpaint import Box, crop_window
 from sard_lora.precision import bf16_is_fast
@@ -29,7 +29,6 @@ from sard_lora.train.corpus import Window, open_hole
 from sard_lora.train.decoder import train_decoder
 from sard_lora.train.inpainting import Batches, inpainting_loss
 from sard_lora.train.loop import load_average, train
-from sard_lora.train.windows import has_direction
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut")
 LOG = "log.jsonl"
@@ -236,7 +235,7 @@ class WindowsOfNormals:
         self._image = lru_cache(maxsize=1024)(_load)
         self.rotate = config.rotate
         if config.rotate is None:
-            self.rotate = not has_direction(normals)
+            self.rotate = not has_direction([sample.image for sample in normals])
 
     def draw(self, pixels: int, rng: np.random.Generator) -> Window:
         """A crop with a hole in it, often with a drawn defect in that."""

@@ -19,13 +19,14 @@ from sard_lora import bases
 from sard_lora.adapter_config import AdapterConfig, BaseReference, SamplingSettings, prompts_for
 from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep_grid
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
+from sard_lora.images import has_direction
 from sard_lora.layouts import GOOD
 from sard_lora.margins import fade_margins
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
 from sard_lora.train.samples import sample_grid
-from sard_lora.train.windows import Windows, WindowSettings, WindowSource, has_direction
+from sard_lora.train.windows import Windows, WindowSettings, WindowSource
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
 RESNET_TARGETS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
@@ -83,8 +84,8 @@ class AdapterTrainConfig:
     flip_vertical: bool = True
     """Mirror windows top to bottom."""
     rotate: bool | None = None
-    """Turn windows by quarter turns; by default unless the pictures have a direction, as brushed metal or cells with
-    bars do."""
+    """Turn windows by quarter turns, and new masks by any angle; by default unless the pictures have a direction, as
+    brushed metal or cells with bars do."""
     background: str = "renoised"
     """Background mode of RCD: renoised, frozen or off."""
     background_weight: float = 0.1
@@ -176,6 +177,9 @@ class AdapterTrainer:
             self.margins = fade_margins(self.split.train)
         else:
             self.margins = dict.fromkeys(self.defects, config.margin)
+        self.rotate = config.rotate
+        if config.rotate is None:
+            self.rotate = not has_direction([sample.image for sample in self.split.normals])
         with torch.no_grad():
             embeds, _ = self.pipe.encode_prompt(list(self.prompts.values()), self.device, 1, False)
         self.prompt_embeds = dict(zip(self.prompts, embeds, strict=True))
@@ -204,7 +208,7 @@ class AdapterTrainer:
                 self.margins,
                 config.flip_horizontal,
                 config.flip_vertical,
-                not has_direction(self.split.normals) if config.rotate is None else config.rotate,
+                self.rotate,
             ),
         )
         self._block: tuple[int, Windows, Windows | None] | None = None
@@ -380,6 +384,7 @@ class AdapterTrainer:
                 background=config.background,
                 min_side=config.min_side,
                 margins=self.margins,
+                rotate=self.rotate,
                 guidance_scale=config.guidance_scale,
             ),
             training=training | {"seconds": round(seconds, 1)},

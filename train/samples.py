@@ -31,8 +31,8 @@ def sample_grid(
     for defect in [name for name in prompts if name != GOOD]:
         for _ in range(per_defect):
             image = load_image(normals[rng.integers(len(normals))].image)
-            margin = sampling.margins.get(defect, 0)
-            mask = sample_mask(bank.for_defect(defect), foreground(image), rng, margin=margin).mask
+            options = sampling.mask_options(defect)
+            mask = sample_mask(bank.for_defect(defect), foreground(image), rng, **options).mask
             result = pipe(
                 prompts[defect],
                 image=image,

@@ -13,9 +13,6 @@ from sard_lora.images import load_image, load_mask
 from sard_lora.masks import MaskBank, foreground, sample_mask, split_mask, widen
 from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 
-DIRECTED = 1.25
-"""Ratio of the grey steps along one axis to those along the other from which pictures have a direction."""
-
 
 @dataclass(frozen=True)
 class WindowSettings:
@@ -87,7 +84,7 @@ class WindowSource:
         image, product = self._normal(str(sample.image))
         defect = self.defects[rng.integers(len(self.defects))]
         bank, margin = self.bank.for_defect(defect), self.settings.margins.get(defect, 0)
-        mask = sample_mask(bank, product, rng, source="mixed", margin=margin).mask
+        mask = sample_mask(bank, product, rng, source="mixed", margin=margin, rotate=self.settings.rotate).mask
         return *self._window(image, mask, rng), GOOD
 
     def _window(
@@ -115,13 +112,3 @@ class WindowSource:
 def _load_normal(path: str) -> tuple[Image.Image, np.ndarray]:
     image = load_image(path)
     return image, foreground(image)
-
-
-def has_direction(normals: Sequence[Sample]) -> bool:
-    """Whether pictures change much more along one axis than along the other; 32 of them are looked at."""
-    ratios = []
-    for sample in normals[:: -(-len(normals) // 32)]:
-        pixels = np.asarray(load_image(sample.image), np.float32)
-        down, across = (np.abs(np.diff(pixels, axis=axis)).mean() + 1e-3 for axis in (0, 1))
-        ratios.append(down / across)
-    return bool(abs(np.log(np.median(ratios))) > np.log(DIRECTED))

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from sard_lora.adapter_config import feather_width
 from sard_lora.evaluation.paste import cut_out, paste, transform
-from sard_lora.images import load_image, load_mask
+from sard_lora.images import has_direction, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.margins import fade_margins
@@ -32,21 +32,23 @@ _ATTEMPTS = 50
 class Sources:
     """What the defects of one kind are made of.
 
-    samples: the few real images of the defect; bank: their masks; normals: the normal images; margin: pixels by which
-    masks are widened, as the generator's are. With `fills` the same is done with pieces of normal images only, under
-    the same masks: nothing is a defect, and only the writing is left.
+    samples: the few real images of the defect; bank: their masks; normals: the normal images; margin and rotate: by how
+    many pixels masks are widened, and whether they are turned by any angle, as the generator's are. With `fills` the
+    same is done with pieces of normal images only, under the same masks: nothing is a defect, and only the writing is
+    left.
     """
 
     samples: Sequence[Sample]
     bank: Sequence[BankMask]
     normals: Sequence[Sample]
     margin: int
+    rotate: bool
     fills: bool = False
 
     def normal_piece(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
         """A normal image (H, W, 3) uint8, a mask (H, W) bool from the bank on its part, and the mask's origin."""
         image = load_image(self.normals[rng.integers(len(self.normals))].image)
-        placement = sample_mask(self.bank, foreground(image), rng, margin=self.margin)
+        placement = sample_mask(self.bank, foreground(image), rng, margin=self.margin, rotate=self.rotate)
         return np.asarray(image), placement.mask, placement.origin
 
 
@@ -73,7 +75,9 @@ def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
         real, origin = load_image(sample.image), f"{sample.defect}/{sample.image.stem}"
         source, mask = np.asarray(real), np.asarray(load_mask(sample.mask, real.size)) > 0
         mask = widen(mask, sources.margin)
-    pasted = paste(image, part, transform(cut_out(source, mask), rng), rng, feather=feather_width(sources.margin))
+    pasted = paste(
+        image, part, transform(cut_out(source, mask), rng, sources.rotate), rng, feather=feather_width(sources.margin)
+    )
     return pasted and Drawing(*pasted, origin)
 
 
@@ -162,6 +166,7 @@ def write_baseline(
     for sample in train_samples:
         by_defect.setdefault(sample.defect, []).append(sample)
     margins = fade_margins(train_samples) if margin is None else dict.fromkeys(by_defect, margin)
+    rotate = not has_direction([sample.image for sample in normals])
     if not isinstance(counts, Mapping):
         counts = dict.fromkeys(by_defect, counts)
     if strangers := sorted(set(counts) - set(by_defect)):
@@ -170,7 +175,7 @@ def write_baseline(
         )
     for number, (defect, samples) in enumerate(sorted(by_defect.items())):
         bank = MaskBank.from_samples(samples).for_defect(defect)
-        sources = Sources(samples, bank, normals, margins[defect], fills)
+        sources = Sources(samples, bank, normals, margins[defect], rotate, fills)
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):

@@ -41,8 +41,10 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> Cutout:
     return Cutout(pixels, mask[box], np.ones_like(mask[box]), centre)
 
 
-def transform(cutout: Cutout, rng: np.random.Generator) -> Cutout:
+def transform(cutout: Cutout, rng: np.random.Generator, rotate: bool = True) -> Cutout:
     """Flip and turn at random; half of the cut-outs by quarter turns, the others by any angle, scaled by 0.7 … 1.4.
+
+    Without `rotate`, for products with a direction, half of them stay upright, the others turn by at most 5 degrees.
 
     Interpolated pixels are smoother than a camera's, and a segmenter would learn that instead of the defect: so half
     of them are moved without being touched, and the others are interpolated by cubic splines.
@@ -52,10 +54,11 @@ def transform(cutout: Cutout, rng: np.random.Generator) -> Cutout:
         if rng.random() < 0.5:
             planes = [np.flip(plane, axis) for plane in planes]
     if rng.random() < 0.5:
-        turns = rng.integers(4)
+        turns = rng.integers(4) if rotate else 0
         *pixels, mask, valid = (np.rot90(plane, turns) for plane in planes)
     else:
-        angle, scale = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(*np.log(_SCALE)))
+        angle = rng.uniform(0, 2 * np.pi) if rotate else np.deg2rad(rng.uniform(-5, 5))
+        scale = np.exp(rng.uniform(*np.log(_SCALE)))
         *pixels, mask, valid = planes
         pixels = [_turn(plane, angle, scale, order=3, mode="nearest") for plane in pixels]
         # Below one half, so that lines of one pixel survive.
@@ -93,7 +96,7 @@ def paste(
     ring &= cutout.valid[source] & foreground[target]
     pixels = cutout.pixels[source]
     if ring.any():
-        pixels = pixels + spread(patch - pixels, ring, _RING)
+        pixels = pixels + spread(patch - pixels, ring)
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     weight = np.clip(depth / min(feather, depth.max()), 0, 1)[..., None]
     blended = np.rint(np.clip(patch + weight * (pixels - patch), 0, 255)).astype(np.uint8)

@@ -124,6 +124,15 @@ def test_chips_stay_at_the_edge_and_bands_stay_across_the_image():
             assert across[:, 0].any() and across[:, -1].any() and not across.all()
 
 
+def test_masks_of_products_with_a_direction_are_hardly_turned():
+    bar = np.zeros((120, 120), bool)
+    bar[58:61, 45:75] = True
+    for rotate in (False, True):
+        drawn = [sample_mask(bank_of(bar), ~bar | bar, np.random.default_rng(n), rotate=rotate).mask for n in range(20)]
+        lying = [np.ptp(np.nonzero(mask)[0]) < np.ptp(np.nonzero(mask)[1]) / 3 for mask in drawn]
+        assert all(lying) is not rotate
+
+
 def test_a_margin_widens_the_mask_on_the_foreground():
     bank = (BankMask(np.eye(60, dtype=bool), "crack", "crack/0"),)
     part = np.zeros((60, 60), bool)

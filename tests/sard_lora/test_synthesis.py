@@ -98,7 +98,7 @@ def test_invisible_candidates_are_drawn_again(adapter, mvtec, tmp_path, monkeypa
 
 
 def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(adapter, mvtec, tmp_path, monkeypatch):
-    def two_spots(bank, foreground, rng, source, margin):
+    def two_spots(bank, foreground, rng, source, **options):
         mask = np.zeros_like(foreground)
         mask[3:9, 3:9] = mask[-6:-2, -6:-2] = True
         return Placement(mask, "two spots")

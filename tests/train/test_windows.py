@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sard_lora.data import few_shot_split, open_category
-from sard_lora.layouts import GOOD, Sample
-from sard_lora.train.windows import Windows, WindowSettings, WindowSource, has_direction
+from sard_lora.layouts import GOOD
+from sard_lora.train.windows import Windows, WindowSettings, WindowSource
 
 
 @pytest.fixture
@@ -70,16 +69,3 @@ def test_windows_are_taken_and_joined_in_order():
     joined = Windows.cat([part.take(np.array([2, 0])), part])
     assert joined.defects == ["c", "a", "a", "b", "c"]
     assert joined.latents.flatten().tolist() == [2, 0, 0, 1, 2]
-
-
-def test_pictures_with_a_direction_are_known(tmp_path):
-    def pictures(name: str, pixels: np.ndarray) -> list[Sample]:
-        path = tmp_path / f"{name}.png"
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-        return [Sample(path, None, GOOD, name)] * 3
-
-    grain = np.random.default_rng(0).uniform(0, 250, (60, 80, 3))
-    brushed = 0.9 * grain.mean(1, keepdims=True) + 0.1 * grain
-    assert not has_direction(pictures("grain", grain))
-    assert has_direction(pictures("lying", brushed)) and has_direction(pictures("standing", brushed.swapaxes(0, 1)))
-    assert not has_direction(pictures("plain", np.zeros((8, 8, 3))))
