@@ -64,6 +64,8 @@ class SamplingSettings:
     """Smallest window, in image pixels."""
     margins: dict[str, int] = field(default_factory=dict)
     """Pixels by which new masks of a defect are widened, as those of training were: there it fades out."""
+    moved_margins: dict[str, int] = field(default_factory=dict)
+    """The same for masks that real defects are moved with: as far as half of their contrast reaches."""
     rotate: bool = True
     """Whether new masks may be turned by any angle: not those of products with a direction."""
     guidance_scale: float = 3.0
@@ -71,15 +73,20 @@ class SamplingSettings:
     num_inference_steps: int = 20
     """Steps of the reverse diffusion."""
 
-    def mask_options(self, defect: str) -> dict[str, Any]:
-        """Keyword arguments of `sample_mask` for masks of a defect."""
-        return {"margin": self.margins.get(defect, 0), "rotate": self.rotate}
+    def margin(self, defect: str, moved: bool = False) -> int:
+        """Pixels by which a mask of a defect is widened, one that a real defect is `moved` with or any other."""
+        return (self.moved_margins if moved else self.margins).get(defect, 0)
 
-    def arguments(self, resolution: int, defects: Sequence[str]) -> dict[str, Any]:
+    def mask_options(self, defect: str, moved: bool = False) -> dict[str, Any]:
+        """Keyword arguments of `sample_mask` for masks of a defect."""
+        return {"margin": self.margin(defect, moved), "rotate": self.rotate}
+
+    def arguments(self, resolution: int, defects: Sequence[str], moved: bool = False) -> dict[str, Any]:
         """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels, for images to get these
         defects."""
-        own = {name: value for name, value in asdict(self).items() if name not in ("margins", "rotate")}
-        widths = [feather_width(self.margins.get(defect, 0)) for defect in defects]
+        of_masks = ("margins", "moved_margins", "rotate")
+        own = {name: value for name, value in asdict(self).items() if name not in of_masks}
+        widths = [feather_width(self.margin(defect, moved)) for defect in defects]
         return own | {"height": resolution, "width": resolution, "feather_width": widths}
 
 

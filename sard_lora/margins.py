@@ -1,8 +1,8 @@
-"""How far defects fade out beyond their masks, measured on the few real ones.
+"""How far defects reach beyond their masks, measured on the few real ones.
 
 Annotators outline what they see best, and many real defects go on faintly beyond. What is cut off at such an outline
 has a hard edge that no real defect has, and a segmenter learns the edge. So masks are widened, by this much and not
-more: where the masks are exact, every pixel more would be a wrong label.
+more: every pixel more is one of the background that is labelled a defect.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,8 +15,10 @@ from sard_lora.layouts import Sample
 
 MOST = 6
 """The widest margin, in pixels."""
-_FAINT = 0.2
-"""A defect has faded out where less than this share of its contrast is left."""
+MOST_MOVED = 2
+"""The widest margin of a mask that a real defect is moved with, in pixels."""
+_FAINT, _HALF = 0.2, 0.5
+"""Shares of a defect's contrast: where it has faded out, and where an exact outline lies."""
 _SURROUNDINGS = (10, 16)
 """What counts as the product around a defect: pixels this far from the mask."""
 
@@ -29,19 +31,34 @@ def fade_margins(samples: Iterable[Sample]) -> dict[str, int]:
     not count. The margin ends at the first ring with a share below a fifth. A defect that fills its images has none.
     Raises `DataError` for files that `load_image` or `load_mask` refuses.
     """
+    return {defect: _margin(shares, _FAINT, MOST) for defect, shares in _shares(samples).items()}
+
+
+def moved_margins(samples: Iterable[Sample]) -> dict[str, int]:
+    """The same for masks that real defects are moved with: 0 … `MOST_MOVED`, to the first ring with less than half.
+
+    What is moved has no hard edge where it ends, because it takes on the brightness of its new place there. So it needs
+    no room to fade out, only an outline at half of its contrast.
+    """
+    return {defect: _margin(shares, _HALF, MOST_MOVED) for defect, shares in _shares(samples).items()}
+
+
+def _shares(samples: Iterable[Sample]) -> dict[str, np.ndarray]:
+    """For every defect, the share of its contrast that is left in each ring (MOST,); zeros where it has no rings."""
     contrasts: dict[str, list[np.ndarray]] = {}
     for sample in samples:
         contrasts.setdefault(sample.defect, []).extend(_ring_contrasts(sample))
-    return {defect: _margin(np.array(found)) for defect, found in sorted(contrasts.items())}
+    shares = {}
+    for defect, found in sorted(contrasts.items()):
+        all_parts = np.array(found or [np.zeros((1 + MOST, 3))])
+        parts = all_parts[:, :1]
+        shares[defect] = (parts * all_parts[:, 1:]).sum((0, 2)) / max((parts**2).sum(), 1e-9)
+    return shares
 
 
-def _margin(contrasts: np.ndarray) -> int:
-    """The margin from the contrasts (parts, 1 + MOST, channels) of parts and of the rings around them."""
-    if not len(contrasts):
-        return 0
-    parts = contrasts[:, :1]
-    shares = (parts * contrasts[:, 1:]).sum((0, 2)) / np.maximum((parts**2).sum(), 1e-9)
-    return int(np.argmin(np.append(shares >= _FAINT, False)))
+def _margin(shares: np.ndarray, least: float, most: int) -> int:
+    """How many of the first `most` rings hold at least a share `least`."""
+    return int(np.argmin(np.append(shares[:most] >= least, False)))
 
 
 def _ring_contrasts(sample: Sample) -> Iterator[np.ndarray]:

@@ -176,7 +176,10 @@ class Synthesizer:
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         sample = normals[rng.integers(len(normals))]
         image = load_image(sample.image)
-        bank, options = self.bank.for_defect(job.defect), self.adapter.config.sampling.mask_options(job.defect)
+        bank, options = (
+            self.bank.for_defect(job.defect),
+            self.adapter.config.sampling.mask_options(job.defect, self.strength < 1),
+        )
         placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
         start = None
         if self.strength < 1:
@@ -232,9 +235,9 @@ class Synthesizer:
     def _sample(self, wanted: Sequence[tuple[Draw, np.ndarray, list[int]]]) -> SardInpaintOutput:
         config, own = self.config, self.adapter.config
         chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
-        settings = own.sampling.arguments(own.base.resolution, [draw.job.defect for draw, _, _ in wanted])
-        settings |= {name: value for name, value in chosen.items() if value}
         moved = all(draw.start is not None for draw, _, _ in wanted)
+        settings = own.sampling.arguments(own.base.resolution, [draw.job.defect for draw, _, _ in wanted], moved)
+        settings |= {name: value for name, value in chosen.items() if value}
         if config.fills:
             settings["guidance_scale"] = 1.0  # nothing to amplify: both prompts would be the same
         return self.pipe(

@@ -21,7 +21,7 @@ from sard_lora.evaluation.paste import cut_out, paste, transform
 from sard_lora.images import has_direction, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.margins import fade_margins
+from sard_lora.margins import moved_margins
 from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, widen
 from sard_lora.textures import random_surface
 
@@ -149,8 +149,8 @@ def write_baseline(
 ) -> None:
     """Fill `output` with normal images that `method` wrote defects into, `counts` of each defect.
 
-    With `fills` it writes pieces of normal images in their place, and `margin` widens masks (see `Sources`): for each
-    defect as far as it fades out, unless one is given.
+    With `fills` it writes pieces of normal images in their place, and `margin` widens masks (see `Sources`): by default
+    as `moved_margins` says.
 
     The label is the region that was written; outside it the pixels are those of the normal image. Images that `output`
     already has are kept, so the same call after a kill completes the set; image number i of a defect depends on `seed`
@@ -165,7 +165,7 @@ def write_baseline(
     by_defect: dict[str, list[Sample]] = {}
     for sample in train_samples:
         by_defect.setdefault(sample.defect, []).append(sample)
-    margins = fade_margins(train_samples) if margin is None else dict.fromkeys(by_defect, margin)
+    margins = moved_margins(train_samples) if margin is None else dict.fromkeys(by_defect, margin)
     rotate = not has_direction([sample.image for sample in normals])
     if not isinstance(counts, Mapping):
         counts = dict.fromkeys(by_defect, counts)

@@ -31,7 +31,7 @@ from sard_lora.evaluation.segmenters import Segmenter, predict, save_segmenter
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.margins import fade_margins
+from sard_lora.margins import moved_margins
 from sard_lora.synthesis import SETTINGS as SYNTHESIS_REPORT
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
 
@@ -233,7 +233,7 @@ def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sa
         {
             "seed": config.seed,
             "counts": counts,
-            "margins": fade_margins(split.train),
+            "margins": moved_margins(split.train),
             "data": fingerprint([*split.train, *split.normals]),
         },
         sort_keys=True,

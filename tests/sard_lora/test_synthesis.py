@@ -122,12 +122,16 @@ def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(
     assert verify(tmp_path / "one", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
 
 
-def test_masks_have_the_margin_that_the_adapter_was_trained_with(adapter, mvtec, tmp_path):
-    synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set"))
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_masks_have_the_margins_that_the_adapter_was_trained_with(adapter, mvtec, tmp_path, strength):
+    synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", strength=strength))
     job, normals = synthesis._plan(synthesizer.config, adapter)[0], normal_images(mvtec, None)
-    assert adapter.config.sampling.margins == {"hole": 0, "scratch": 0}, "the drawn squares end at their masks"
+    sampling = adapter.config.sampling
+    assert sampling.margins == sampling.moved_margins == {"hole": 0, "scratch": 0}, (
+        "the drawn squares end at their masks"
+    )
     tight = synthesizer.draw(job, 0, normals).mask
-    adapter.config.sampling.margins[job.defect] = 3
+    (sampling.moved_margins if strength < 1 else sampling.margins)[job.defect] = 3
     wide = synthesizer.draw(job, 0, normals).mask
     assert not (tight & ~wide).any() and tight.sum() < wide.sum()
 
