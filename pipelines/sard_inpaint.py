@@ -376,7 +376,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         strength: 1 starts inside the mask from pure noise; less from `init_image`, noised, and keeps some of it there
             (SDEdit, Meng et al. 2022).
         init_image: one for each image and of its size, for instance with a real defect pasted into the mask; by default
-            the image itself.
+            the image itself. What is written is then that and the change to it: "change" is D(z_0) − D(E(init_image)).
         timesteps, sigmas, eta, generator, latents, prompt_embeds, cross_attention_kwargs, callbacks: as in diffusers.
             `generator` may be a list, one for each image. Callbacks also see `image_latents`; `mask` is (B, 1, h, w).
         output_type: "pil", "pt" or "latent".
@@ -449,6 +449,8 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         starts = images
         if init_image is not None and strength < 1:
             starts = [init_image] if isinstance(init_image, Image.Image) else list(init_image)
+            if [_size(item) for item in starts] != [_size(item) for item in images]:
+                raise ValueError("init_image: give one for each image, and of its size")
         targets = list(zip(images, starts, masks, boxes, widths, strict=True))
         targets = [target for target in targets for _ in range(num_images_per_prompt)]
         if isinstance(generator, list) and len(generator) != len(targets):
@@ -734,7 +736,7 @@ def _as_pairs(image: Any, mask_image: Any) -> tuple[list[Any], list[torch.Tensor
         array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask.float().cpu())
         plane = array.reshape(-1, *array.shape[-2:]).max(0)
         plane = plane > (0.5 if plane.max(initial=0) <= 1 else 127)
-        size = (item.width, item.height) if isinstance(item, Image.Image) else tuple(item.shape[:0:-1][:2])
+        size = _size(item)
         if size != plane.shape[::-1]:
             raise ValueError(
                 f"mask {number} is {plane.shape[1]} × {plane.shape[0]} pixels, its image {size[0]} × {size[1]}: "
@@ -746,6 +748,11 @@ def _as_pairs(image: Any, mask_image: Any) -> tuple[list[Any], list[torch.Tensor
             )
         pairs.append((item, torch.from_numpy(plane)[None].float()))
     return [item for item, _ in pairs], [mask for _, mask in pairs]
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """Width and height of a PIL image or a tensor (3, H, W)."""
+    return image.size if isinstance(image, Image.Image) else tuple(image.shape[:0:-1][:2])
 
 
 def _to_array(image: Any) -> np.ndarray:

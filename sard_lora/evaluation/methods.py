@@ -35,8 +35,9 @@ INPAINT: dict[str, Any] = {
     "composite": "pixels",
     "candidates": 1,
     "min_visibility": 0.0,
+    "strength": 1.0,
 }
-"""What makes `sard` the plain inpainting LoRA of diffusers' pipelines, on the same windows and under the same masks."""
+"""What makes `sard` the plain inpainting LoRA of diffusers' pipelines, on the same windows and from noise alone."""
 
 # What every part shares, or what the benchmark itself decides.
 _FIXED = {"data", "output", "category", "base", "revision", "adapter", "seed", "resume", "overwrite", "per_defect"}

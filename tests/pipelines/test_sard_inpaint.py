@@ -216,12 +216,57 @@ def test_grey_and_one_valued_masks_are_understood(pipe):
         ({"output_type": "np"}, "is not one of pil, pt, latent"),
         ({"generator": [seeded(), seeded()]}, "2 generators for 1 images"),
         ({"strength": 0.01}, "no step to take"),
+        ({"strength": 0.5, "init_image": picture(64, 32)}, "init_image: give one for each image, and of its size"),
+        ({"strength": 0.5, "init_image": [picture(64, 64)] * 2}, "init_image: give one for each image"),
+        ({"feather_width": [2, 3]}, "2 feather widths for 1 images"),
     ],
 )
 def test_bad_input_is_a_clear_error(pipe, arguments, message):
     good = {"prompt": "a crack", "image": picture(64, 64), "mask_image": scratch(64, 64, 20), "num_inference_steps": 2}
     with pytest.raises(ValueError, match=message):
         pipe(**(good | arguments))
+
+
+def test_a_little_diffusion_keeps_what_it_starts_from(pipe):
+    """The background stays exact; inside lies the start, further away the more steps are taken from it."""
+    image, mask = picture(64, 64), np.zeros((64, 64), bool)
+    mask[20:40, 20:40] = True
+    start = np.array(image)
+    start[mask] = 30
+    distances = []
+    for strength in (0.1, 0.9):
+        result = pipe(
+            "a crack",
+            image=image,
+            mask_image=Image.fromarray(mask),
+            init_image=Image.fromarray(start),
+            strength=strength,
+            num_inference_steps=10,
+            feather_width=1,
+            generator=seeded(),
+        )
+        assert not changed(result.images[0], image)[~mask].any()
+        assert result.visibility[0] > 1, "what it starts from counts as change"
+        distances.append(np.abs(np.asarray(result.images[0], float) - 30)[mask].mean())
+    assert distances[0] < distances[1] and distances[0] < 40
+
+
+def test_images_of_one_prompt_are_those_of_several_calls(pipe):
+    image, mask = picture(64, 64), scratch(64, 64, 20)
+    options = {"image": image, "mask_image": mask, "num_inference_steps": 2}
+    together = pipe("a crack", num_images_per_prompt=2, generator=[seeded(0), seeded(1)], **options)
+    for number in range(2):
+        alone = pipe("a crack", generator=seeded(number), **options)
+        assert torch.allclose(together.latents[number], alone.latents[0], atol=1e-4)
+
+
+def test_every_image_fades_over_its_own_width(pipe):
+    image, mask = picture(64, 64), np.zeros((64, 64), bool)
+    mask[10:50, 10:50] = True
+    options = {"image": [image] * 2, "mask_image": [Image.fromarray(mask)] * 2, "num_inference_steps": 1}
+    sharp, soft = pipe("a crack", generator=[seeded(), seeded()], feather_width=[1, 12], **options).images
+    change = [np.abs(np.asarray(item, float) - np.asarray(image))[mask].mean() for item in (sharp, soft)]
+    assert change[1] < 0.9 * change[0]
 
 
 def run(pipe):
