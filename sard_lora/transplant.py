@@ -7,6 +7,9 @@ from scipy import ndimage
 from sard_lora.images import load_image
 from sard_lora.masks import RIM, Placement
 
+_DARK = 8.0
+"""Grey levels added before ratios of brightness are taken, so that noise in the dark does not count."""
+
 
 def transplant(image: Image.Image, placement: Placement) -> Image.Image:
     """`image` with the real defect of a placement in its mask, turned, bent and moved as the mask was.
@@ -33,13 +36,23 @@ def transplant(image: Image.Image, placement: Placement) -> Image.Image:
     mask = placement.mask[target]
     ring = ndimage.binary_dilation(mask, iterations=RIM - 1) & ~mask & known
     patch = pixels[target]
-    if ring.any():
-        moved = moved + spread(patch - moved, ring)
+    moved = relit(moved, patch, ring)
     patch[mask & known] = moved[mask & known]
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+def relit(pixels: np.ndarray, surroundings: np.ndarray, ring: np.ndarray) -> np.ndarray:
+    """`pixels` (h, w, 3) as bright as if lit like `surroundings`, with which they agree on `ring` (h, w) bool.
+
+    Light multiplies: what is black stays black in a brighter place. Nowhere is it more than doubled or halved.
+    """
+    if not ring.any():
+        return pixels
+    gain = _spread(np.log((surroundings + _DARK) / (pixels.clip(0) + _DARK)).clip(-np.log(2), np.log(2)), ring)
+    return (pixels + _DARK) * np.exp(gain) - _DARK
+
+
+def _spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """`values` (h, w, 3) where they are `known` (h, w) bool, carried into the rest, smoothly and more so farther away.
 
     Near known pixels it follows them closely, so that nothing that is added to it has an edge there; far from all of

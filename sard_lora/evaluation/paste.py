@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from sard_lora.transplant import spread
+from sard_lora.transplant import relit
 
 # Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
 _RING = 8
@@ -94,9 +94,7 @@ def paste(
     patch = image[target].astype(np.float32)
     ring = ndimage.binary_dilation(cutout.mask[source], iterations=_RING - 1) & ~cutout.mask[source]
     ring &= cutout.valid[source] & foreground[target]
-    pixels = cutout.pixels[source]
-    if ring.any():
-        pixels = pixels + spread(patch - pixels, ring)
+    pixels = relit(cutout.pixels[source], patch, ring)
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     weight = np.clip(depth / min(feather, depth.max()), 0, 1)[..., None]
     blended = np.rint(np.clip(patch + weight * (pixels - patch), 0, 255)).astype(np.uint8)

@@ -14,13 +14,13 @@ def split(mvtec):
 
 
 def test_a_defect_takes_on_the_brightness_of_its_new_surroundings():
-    """A defect 40 levels darker than its surroundings stays so, on a darker part as well."""
+    """A defect a fifth darker than its surroundings stays so, on a darker part as well."""
     mask = np.zeros((30, 30), dtype=bool)
     mask[10:20, 10:20] = True
     cutout = Cutout(np.where(mask[..., None], 160.0, 200.0) * np.ones(3), mask, np.ones_like(mask), (0.5, 0.5))
     image = np.full((60, 60, 3), 100, dtype=np.uint8)
     result, written = paste(image, np.ones((60, 60), dtype=bool), cutout, np.random.default_rng(0))
-    assert result[written].min() == 60
+    assert result[written].min() == 79  # the eight levels that are added to both take a little of it
     assert written.sum() == 100
     assert (result[~written] == 100).all()
 
@@ -35,15 +35,15 @@ def test_the_edge_is_blended_inwards_and_the_core_is_the_defect():
 
 
 def test_brightness_follows_the_place():
-    """On a part that is brighter to the right a long defect stays 40 levels darker all along."""
+    """On a part that is brighter to the right a long defect stays a fifth darker all along."""
     mask = np.zeros((30, 200), dtype=bool)
     mask[12:18, 10:190] = True
     cutout = Cutout(np.where(mask[..., None], 160.0, 200.0) * np.ones(3), mask, np.ones_like(mask), (0.5, 0.5))
     ramp = np.broadcast_to(np.linspace(60, 200, 240), (60, 240))
     image = np.repeat(ramp[..., None], 3, axis=2).round().astype(np.uint8)
     result, written = paste(image, np.ones((60, 240), dtype=bool), cutout, np.random.default_rng(0), feather=1)
-    darker = image.astype(int)[written] - result[written]
-    assert np.abs(darker - 40).max() < 8
+    share = result[written] / image[written]
+    assert np.abs(share - 0.8).max() < 0.05
 
 
 def test_defects_stay_on_the_part():
