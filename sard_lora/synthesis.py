@@ -34,11 +34,13 @@ from sard_lora.pipelines.sard_inpaint import (
     SardInpaintPipeline,
 )
 from sard_lora.precision import mixed_precision
-from sard_lora.transplant import transplant
+from sard_lora.transplant import disagreement, transplant
 
 SETTINGS = "synthesis.json"
-STRENGTH = 0.5
+STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
+PLACES = 8
+"""Masks drawn for one real defect; it goes to the place that suits it best."""
 
 
 @dataclass
@@ -82,10 +84,10 @@ class SynthesizeConfig:
     region: str = "window"
     """Generate in a window around the mask, or in the full image: window or full."""
     guidance_scale: float | None = None
-    """Defect guidance; default: the adapter's."""
+    """Defect guidance; default: the adapter's, or none (1) where diffusion starts from real defects."""
     strength: float | None = None
     """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
-    alone. Default: 0.5 where DATA holds the few defects that the adapter was trained on, else 1."""
+    alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
     num_inference_steps: int | None = None
     """Steps of the reverse diffusion; default: the adapter's."""
     batch_size: int = 12
@@ -172,21 +174,27 @@ class Synthesizer:
         return chosen_strength(self.config, self.bank)
 
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
-        """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
+        """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt).
+
+        A real defect goes where, of several places, its surroundings agree best with the new ones.
+        """
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         sample = normals[rng.integers(len(normals))]
         image = load_image(sample.image)
-        bank, options = (
-            self.bank.for_defect(job.defect),
-            self.adapter.config.sampling.mask_options(job.defect, self.strength < 1),
-        )
-        placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
+        part, bank, moved = foreground(image), self.bank.for_defect(job.defect), self.strength < 1
+        options = self.adapter.config.sampling.mask_options(job.defect, moved)
+        if moved:  # one defect, several places: an easy one does not push others out
+            bank = [bank[rng.integers(len(bank))]]
+        placements = [
+            sample_mask(bank, part, rng, source=self.config.masks, **options) for _ in range(PLACES if moved else 1)
+        ]
         start = None
-        if self.strength < 1:
+        if moved:
             if self.config.fills:
-                placement = placement._replace(image=normals[rng.integers(len(normals))].image)
-            start = transplant(image, placement)
-        return self.plan(job, sample, image, placement.mask, placement.origin, rng, start)
+                placements = [item._replace(image=normals[rng.integers(len(normals))].image) for item in placements]
+            placements.sort(key=lambda placement: disagreement(image, placement))
+            start = transplant(image, placements[0])
+        return self.plan(job, sample, image, placements[0].mask, placements[0].origin, rng, start)
 
     def plan(
         self,
@@ -237,6 +245,8 @@ class Synthesizer:
         chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
         moved = all(draw.start is not None for draw, _, _ in wanted)
         settings = own.sampling.arguments(own.base.resolution, [draw.job.defect for draw, _, _ in wanted], moved)
+        if moved:
+            settings["guidance_scale"] = 1.0  # what it starts from is a defect already
         settings |= {name: value for name, value in chosen.items() if value}
         if config.fills:
             settings["guidance_scale"] = 1.0  # nothing to amplify: both prompts would be the same
@@ -245,7 +255,7 @@ class Synthesizer:
             image=[draw.image for draw, _, _ in wanted],
             mask_image=[Image.fromarray(part) for _, part, _ in wanted],
             negative_prompt=self.adapter.prompt(GOOD),
-            strength=self.strength if moved else 1.0,
+            strength=max(self.strength, 1.001 / settings["num_inference_steps"]) if moved else 1.0,  # one step at least
             init_image=[draw.start for draw, _, _ in wanted] if moved else None,
             composite=config.composite,
             region=config.region,
