@@ -205,7 +205,7 @@ class AdapterTrainer:
                 self.resolution,
                 config.context_range,
                 config.min_side,
-                self.margins,
+                {defect: (self.moved_margins[defect], self.margins[defect]) for defect in self.defects},
                 config.flip_horizontal,
                 config.flip_vertical,
                 self.rotate,

@@ -16,12 +16,16 @@ from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """Scales and symmetries of the training windows, and by how many pixels the masks of each defect are widened."""
+    """Scales and symmetries of the training windows.
+
+    `margins`: the least and the most pixels by which the masks of each defect are widened, as synthesis will do with
+    masks that a real defect is moved with and with any others.
+    """
 
     resolution: int
     context_range: tuple[float, float]
     min_side: int
-    margins: Mapping[str, int]
+    margins: Mapping[str, tuple[int, int]]
     flip_horizontal: bool
     flip_vertical: bool
     rotate: bool
@@ -67,7 +71,7 @@ class WindowSource:
         for sample in anomalies:
             image = load_image(sample.image)
             mask = np.asarray(load_mask(sample.mask, image.size)) > 127
-            self.by_defect[sample.defect].append((image, widen(mask, settings.margins.get(sample.defect, 0))))
+            self.by_defect[sample.defect].append((image, mask))
         self.normals = list(normals)
         self.bank = MaskBank.from_samples(anomalies)
         self._normal = lru_cache(maxsize=512)(_load_normal)
@@ -76,16 +80,22 @@ class WindowSource:
         """One window of a real defect, every defect type equally often: (3, R, R) in [-1, 1], (1, R, R), defect."""
         defect = self.defects[rng.integers(len(self.defects))]
         image, mask = self.by_defect[defect][rng.integers(len(self.by_defect[defect]))]
-        return *self._window(image, mask, rng), defect
+        return *self._window(image, widen(mask, self._margin(defect, rng)), rng), defect
 
     def draw_normal(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
         """One window of a normal image under a mask from the sampler."""
         sample = self.normals[rng.integers(len(self.normals))]
         image, product = self._normal(str(sample.image))
         defect = self.defects[rng.integers(len(self.defects))]
-        bank, margin = self.bank.for_defect(defect), self.settings.margins.get(defect, 0)
-        mask = sample_mask(bank, product, rng, source="mixed", margin=margin, rotate=self.settings.rotate).mask
-        return *self._window(image, mask, rng), GOOD
+        bank, options = (
+            self.bank.for_defect(defect),
+            {"margin": self._margin(defect, rng), "rotate": self.settings.rotate},
+        )
+        return *self._window(image, sample_mask(bank, product, rng, source="mixed", **options).mask, rng), GOOD
+
+    def _margin(self, defect: str, rng: np.random.Generator) -> int:
+        least, most = self.settings.margins[defect]
+        return int(rng.integers(least, most + 1))
 
     def _window(
         self, image: Image.Image, mask: np.ndarray, rng: np.random.Generator

@@ -15,7 +15,12 @@ def split(mvtec):
 
 
 def settings(**changes):
-    values = {"resolution": 32, "context_range": (1.6, 3.5), "min_side": 12, "margins": {}}
+    values = {
+        "resolution": 32,
+        "context_range": (1.6, 3.5),
+        "min_side": 12,
+        "margins": dict.fromkeys(("hole", "scratch"), (0, 0)),
+    }
     values |= {"flip_horizontal": True, "flip_vertical": True, "rotate": True}
     return WindowSettings(**(values | changes))
 
@@ -42,7 +47,7 @@ def test_normal_windows_are_masked_where_nothing_is(split):
 
 def test_windows_show_the_mask_with_its_margin(split):
     """A dark square lies under its mask, and around it under the margin is the part."""
-    source = WindowSource(split.train, split.normals, settings(margins={"hole": 3, "scratch": 3}))
+    source = WindowSource(split.train, split.normals, settings(margins={"hole": (2, 3), "scratch": (3, 3)}))
     for seed in range(10):
         x, mask, _ = source.draw_anomaly(np.random.default_rng(seed))
         inside = x[0][mask[0] > 0.5]
