@@ -34,13 +34,11 @@ from sard_lora.pipelines.sard_inpaint import (
     SardInpaintPipeline,
 )
 from sard_lora.precision import mixed_precision
-from sard_lora.transplant import disagreement, transplant
+from sard_lora.transplant import transplant
 
 SETTINGS = "synthesis.json"
 STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
-PLACES = 8
-"""Masks drawn for one real defect; it goes to the place that suits it best."""
 
 
 @dataclass
@@ -174,27 +172,19 @@ class Synthesizer:
         return chosen_strength(self.config, self.bank)
 
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
-        """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt).
-
-        A real defect goes where, of several places, its surroundings agree best with the new ones.
-        """
+        """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         sample = normals[rng.integers(len(normals))]
         image = load_image(sample.image)
-        part, bank, moved = foreground(image), self.bank.for_defect(job.defect), self.strength < 1
+        bank, moved = self.bank.for_defect(job.defect), self.strength < 1
         options = self.adapter.config.sampling.mask_options(job.defect, moved)
-        if moved:  # one defect, several places: an easy one does not push others out
-            bank = [bank[rng.integers(len(bank))]]
-        placements = [
-            sample_mask(bank, part, rng, source=self.config.masks, **options) for _ in range(PLACES if moved else 1)
-        ]
+        placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
         start = None
         if moved:
             if self.config.fills:
-                placements = [item._replace(image=normals[rng.integers(len(normals))].image) for item in placements]
-            placements.sort(key=lambda placement: disagreement(image, placement))
-            start = transplant(image, placements[0])
-        return self.plan(job, sample, image, placements[0].mask, placements[0].origin, rng, start)
+                placement = placement._replace(image=normals[rng.integers(len(normals))].image)
+            start = transplant(image, placement)
+        return self.plan(job, sample, image, placement.mask, placement.origin, rng, start)
 
     def plan(
         self,

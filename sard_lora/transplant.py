@@ -1,7 +1,5 @@
 """A real defect moved along with its mask: where diffusion starts from when it is to keep what real ones look like."""
 
-from typing import NamedTuple
-
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -21,58 +19,20 @@ def transplant(image: Image.Image, placement: Placement) -> Image.Image:
     if placement.image is None:
         return image
     pixels = np.array(image, np.float32)
-    seam = _seam(pixels, placement)
-    patch = pixels[seam.box]
-    inside = placement.mask[seam.box] & seam.known
-    patch[inside] = relit(seam.moved, patch, seam.ring)[inside]
-    return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
-
-
-def disagreement(image: Image.Image, placement: Placement) -> float:
-    """How little the surroundings of a moved defect are those of its new place, whatever the light: 0 for the same.
-
-    It is the mean deviation of the logarithm of their ratio from its median. Infinite without surroundings, or without
-    a real image.
-    """
-    if placement.image is None:
-        return np.inf
-    seam = _seam(np.asarray(image, np.float32), placement)
-    if not seam.ring.any():
-        return np.inf
-    patch = np.asarray(image, np.float32)[seam.box]
-    ratio = _log_ratio(patch[seam.ring], seam.moved[seam.ring])
-    return float(np.abs(ratio - np.median(ratio, 0)).mean())
-
-
-class _Seam(NamedTuple):
-    """A real defect moved, `moved` (h, w, 3), over the `box` of its new image; where it is `known` and its ring."""
-
-    box: tuple[slice, slice]
-    moved: np.ndarray
-    known: np.ndarray
-    ring: np.ndarray
-
-
-def _seam(pixels: np.ndarray, placement: Placement) -> _Seam:
     height, width = placement.source.shape[1:]
     box, inner = [], []
     for start, length, bound in zip(placement.corner, (height, width), pixels.shape, strict=False):
         low, high = max(0, start), min(bound, start + length)
         box.append(slice(low, high))
         inner.append(slice(low - start, high - start))
-    box = tuple(box)
     real = np.moveaxis(np.asarray(load_image(placement.image), np.float32), 2, 0)
     where = placement.source[:, *inner]
     moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
     known = ((where >= 0) & (where <= np.array(real.shape[1:])[:, None, None] - 1)).all(0)
-    mask = placement.mask[box]
+    mask, patch = placement.mask[*box], pixels[*box]
     ring = ndimage.binary_dilation(mask, iterations=RIM - 1) & ~mask & known
-    return _Seam(box, moved, known, ring)
-
-
-def _log_ratio(pixels: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Logarithm of how much brighter `pixels` are than `others`, at most twice and at least half as bright."""
-    return np.log((pixels.clip(0) + _DARK) / (others.clip(0) + _DARK)).clip(-np.log(2), np.log(2))
+    patch[mask & known] = relit(moved, patch, ring)[mask & known]
+    return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
 def relit(pixels: np.ndarray, surroundings: np.ndarray, ring: np.ndarray) -> np.ndarray:
@@ -82,7 +42,8 @@ def relit(pixels: np.ndarray, surroundings: np.ndarray, ring: np.ndarray) -> np.
     """
     if not ring.any():
         return pixels
-    gain = _spread(_log_ratio(surroundings, pixels), ring)
+    ratio = (surroundings + _DARK) / (pixels.clip(0) + _DARK)
+    gain = _spread(np.log(ratio).clip(-np.log(2), np.log(2)), ring)
     return (pixels + _DARK) * np.exp(gain) - _DARK
 
 

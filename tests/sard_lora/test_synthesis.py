@@ -123,8 +123,7 @@ def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_masks_have_the_margins_that_the_adapter_was_trained_with(adapter, mvtec, tmp_path, monkeypatch, strength):
-    monkeypatch.setattr(synthesis, "PLACES", 1)  # a wider mask might like another place better
+def test_masks_have_the_margins_that_the_adapter_was_trained_with(adapter, mvtec, tmp_path, strength):
     synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", strength=strength))
     job, normals = synthesis._plan(synthesizer.config, adapter)[0], normal_images(mvtec, None)
     sampling = adapter.config.sampling

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sard_lora.masks import BankMask, Placement, sample_mask
-from sard_lora.transplant import disagreement, transplant
+from sard_lora.transplant import transplant
 
 
 @pytest.fixture
@@ -55,23 +55,3 @@ def test_without_a_real_image_nothing_changes(wedge):
     assert transplant(normal, Placement(wedge.mask, "stroke")) is normal
     place = np.ones((80, 100), bool)
     assert sample_mask([wedge], place, np.random.default_rng(0), "perlin").source is None
-
-
-def test_a_place_like_the_old_one_agrees_best(tmp_path):
-    """A spot above a dark bar goes above a bar again, in whatever light, and not onto it."""
-    mask, pixels = np.zeros((60, 60), bool), np.full((60, 60), 120.0)
-    mask[20:26, 27:33] = True
-    pixels[34:40] = 30
-    pixels[mask] = 60
-    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "spot.png")
-    normal = np.full((60, 60), 180, np.uint8)
-    normal[34:40] = 45
-    normal = Image.fromarray(normal).convert("RGB")
-    rows, columns = np.mgrid[8:38, 15:45]
-    source = np.stack([rows, columns]).astype(float)
-
-    def put(top: int) -> Placement:
-        return Placement(np.roll(mask, top - 8, axis=0), "spot/0", tmp_path / "spot.png", source, (top, 15))
-
-    same, onto, far = (disagreement(normal, put(top)) for top in (8, 22, 0))
-    assert same < 0.01 < far < onto
