@@ -19,12 +19,7 @@ def transplant(image: Image.Image, placement: Placement) -> Image.Image:
     if placement.image is None:
         return image
     pixels = np.array(image, np.float32)
-    height, width = placement.source.shape[1:]
-    box, inner = [], []
-    for start, length, bound in zip(placement.corner, (height, width), pixels.shape, strict=False):
-        low, high = max(0, start), min(bound, start + length)
-        box.append(slice(low, high))
-        inner.append(slice(low - start, high - start))
+    box, inner = overlap(placement.corner, placement.source.shape[1:], pixels.shape[:2])
     real = np.moveaxis(np.asarray(load_image(placement.image), np.float32), 2, 0)
     where = placement.source[:, *inner]
     moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
@@ -61,3 +56,15 @@ def _spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
         )
         result = (total + 0.02 * result) / (share + 0.02)
     return result.astype(np.float32)
+
+
+def overlap(
+    corner: tuple[int, int], size: tuple[int, int], bounds: tuple[int, int]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a patch of `size` at `corner` lies in an image of `bounds`, as slices of the image and of the patch."""
+    target, source = [], []
+    for start, length, bound in zip(corner, size, bounds, strict=True):
+        low, high = max(0, start), max(0, start, min(bound, start + length))
+        target.append(slice(low, high))
+        source.append(slice(low - start, high - start))
+    return tuple(target), tuple(source)

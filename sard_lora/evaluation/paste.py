@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from sard_lora.transplant import relit
+from sard_lora.transplant import overlap, relit
 
 # Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
 _RING = 8
@@ -87,7 +87,7 @@ def paste(
     surroundings and the new ones differ.
     Returns the new image and the written region bool (H, W), or None where the drawn place has too little room.
     """
-    target, source = _overlap(_place(foreground, cutout, rng), cutout.mask.shape, foreground.shape)
+    target, source = overlap(_place(foreground, cutout, rng), cutout.mask.shape, foreground.shape)
     mask = cutout.mask[source] & cutout.valid[source] & foreground[target]
     if mask.sum() < max(1, (1 - _MAX_LOSS) * cutout.mask.sum()):
         return None
@@ -114,15 +114,3 @@ def _place(foreground: np.ndarray, cutout: Cutout, rng: np.random.Generator) -> 
             raise ValueError("no part was found in the image: its foreground is empty")
         centre = np.unravel_index(on_part[rng.integers(on_part.size)], foreground.shape)
     return tuple(int(c - length / 2) for c, length in zip(centre, cutout.mask.shape, strict=True))
-
-
-def _overlap(
-    corner: tuple[int, int], size: tuple[int, int], bounds: tuple[int, int]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a patch of `size` at `corner` lies in an image of `bounds`, as slices of the image and of the patch."""
-    target, source = [], []
-    for start, length, bound in zip(corner, size, bounds, strict=True):
-        low, high = max(0, start), max(0, start, min(bound, start + length))
-        target.append(slice(low, high))
-        source.append(slice(low - start, high - start))
-    return tuple(target), tuple(source)

@@ -89,10 +89,10 @@ def test_a_blob_without_holes_stays_without_holes():
 
 def test_real_masks_change_their_shape_and_say_where_they_are_from():
     rng = np.random.default_rng(0)
-    bank = bank_of(square(), square(side=3))
+    bank = bank_of(square(), square(side=5))
     drawn = [sample_mask(bank, np.ones((64, 64), bool), rng, "real") for _ in range(40)]
     assert {placement.origin for placement in drawn} == {"crack/000", "crack/001"}
-    assert len({mask.tobytes() for mask, *_ in drawn}) > 35
+    assert len({mask.tobytes() for mask, *_ in drawn}) == 40
 
 
 def test_kept_masks_lie_where_the_real_one_was_and_moved_ones_everywhere():
