@@ -18,7 +18,7 @@ from sard_lora.adapter_config import CRITIC_FILE, SETTINGS_FILE
 from sard_lora.atomic import make_folder
 from sard_lora.images import DataError, Problem, load_image
 from sard_lora.labelled import LabelledSet
-from sard_lora.layouts import GOOD, SUFFIXES, Sample
+from sard_lora.layouts import GOOD, SUFFIXES
 from sard_lora.masks import foreground, sample_mask
 from sard_lora.synthesis import Job, SynthesizeConfig, Synthesizer, compose
 
@@ -141,9 +141,8 @@ class Studio:
             raise ValueError(f"The seed is {seed}. Choose 0 or more")
         with self._busy:
             synthesizer = self._synthesizer(adapter, candidates=count, guidance_scale=guidance)
-            sample = Sample(picture.path, None, GOOD, picture.path.name)
             rng = np.random.default_rng(seed)
-            draw = synthesizer.plan(Job(0, defect, ""), sample, picture.image, mask.pixels, mask.origin, rng)
+            draw = synthesizer.plan(Job(0, defect, ""), picture.path, picture.image, mask.pixels, mask.origin, rng)
             parts = synthesizer.generate([draw])[0]
         results = []
         for candidates in zip(*parts, strict=True):

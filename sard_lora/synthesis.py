@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,8 @@ from sard_lora.transplant import transplant
 SETTINGS = "synthesis.json"
 STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
+IN_PLACE = "sard in place"
+"""The method in the record of an image that is a defective one, its defect drawn anew."""
 
 
 @dataclass
@@ -86,6 +88,9 @@ class SynthesizeConfig:
     strength: float | None = None
     """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
+    in_place: float = 0.5
+    """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
+    its defect drawn anew where it is."""
     num_inference_steps: int | None = None
     """Steps of the reverse diffusion; default: the adapter's."""
     batch_size: int = 12
@@ -108,6 +113,8 @@ class SynthesizeConfig:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
+        if not 0 <= self.in_place <= 1:
+            raise ValueError(f"in_place={self.in_place} has to be from 0 to 1")
         for name in ("count", "candidates", "max_attempts", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
@@ -125,19 +132,21 @@ class Job:
 
 @dataclass
 class Draw:
-    """A normal image and a mask for one attempt at a job; every part of the mask has seeds of its own.
+    """An image and a mask for one attempt at a job; every part of the mask has seeds of its own.
 
-    `start` is the image with a real defect moved into the mask, or None.
+    `source` is the image's file. `start` is the image with a real defect in the mask, or None; where a defect is drawn
+    anew `in_place`, it is the image itself.
     """
 
     job: Job
-    sample: Sample
+    source: Path
     image: Image.Image
     mask: np.ndarray
     mask_origin: str
     start: Image.Image | None
     parts: list[np.ndarray]
     seeds: list[list[int]]
+    in_place: bool = False
 
 
 class Candidate(NamedTuple):
@@ -172,11 +181,16 @@ class Synthesizer:
         return chosen_strength(self.config, self.bank)
 
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
-        """The normal image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
+        """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
-        sample = normals[rng.integers(len(normals))]
-        image = load_image(sample.image)
         bank, moved = self.bank.for_defect(job.defect), self.strength < 1
+        if moved and not self.config.fills and rng.random() < self.config.in_place:
+            entry = bank[rng.integers(len(bank))]
+            image = load_image(entry.image)
+            draw = self.plan(job, entry.image, image, entry.mask, entry.origin, rng, image)
+            return replace(draw, in_place=True)
+        source = normals[rng.integers(len(normals))].image
+        image = load_image(source)
         options = self.adapter.config.sampling.mask_options(job.defect, moved)
         placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
         start = None
@@ -184,12 +198,12 @@ class Synthesizer:
             if self.config.fills:
                 placement = placement._replace(image=normals[rng.integers(len(normals))].image)
             start = transplant(image, placement)
-        return self.plan(job, sample, image, placement.mask, placement.origin, rng, start)
+        return self.plan(job, source, image, placement.mask, placement.origin, rng, start)
 
     def plan(
         self,
         job: Job,
-        sample: Sample,
+        source: Path,
         image: Image.Image,
         mask: np.ndarray,
         origin: str,
@@ -204,7 +218,7 @@ class Synthesizer:
         whole = self.config.region == "full"
         parts = [mask] if whole else split_mask(mask, sampling.context, sampling.min_side)
         seeds = rng.integers(2**31, size=(len(parts), self.config.candidates)).tolist()
-        return Draw(job, sample, image, mask, origin, start, parts, seeds)
+        return Draw(job, source, image, mask, origin, start, parts, seeds)
 
     def generate(self, draws: Sequence[Draw]) -> list[list[list[Candidate]]]:
         """For every draw and every part of its mask the candidates; without a critic every score is 0."""
@@ -346,7 +360,8 @@ def _make_batch(
         for draw, parts in zip(draws, synthesizer.generate(draws), strict=True):
             job, best = draw.job, []
             for part, candidates in zip(draw.parts, parts, strict=True):
-                visible = [c for c in candidates if config.fills or c.visibility >= config.min_visibility]
+                seen = config.fills or draw.in_place  # not to be seen, or seen as it is
+                visible = [c for c in candidates if seen or c.visibility >= config.min_visibility]
                 job.rejected += len(candidates) - len(visible)
                 if visible:
                     best.append((part, max(visible, key=lambda candidate: candidate.score)))
@@ -365,7 +380,7 @@ def _write(
     """Add one image with the best candidate of every part to the set."""
     config, job = synthesizer.config, draw.job
     image, mask, record = compose(synthesizer, draw, best)
-    record |= {"normal": _relative(draw.sample.image, config.data, config.category)}
+    record |= {"normal": _relative(draw.source, config.data, config.category)}
     labelled.add(job.defect, job.name, image, mask, record)
 
 
@@ -380,7 +395,7 @@ def compose(
         mask |= part
     image = Image.fromarray(pixels)
     candidates = [candidate for _, candidate in chosen]
-    with Image.open(draw.sample.image) as file:
+    with Image.open(draw.source) as file:
         grey = file.mode in ("1", "L", "I", "I;16")
     record = {
         "mask_origin": draw.mask_origin,
@@ -392,7 +407,7 @@ def compose(
         "visibility": min(candidate.visibility for candidate in candidates),
         "parts": len(chosen),
         "rejected": job.rejected,
-        "method": "fill" if config.fills else "sard",
+        "method": "fill" if config.fills else IN_PLACE if draw.in_place else "sard",
     }
     return image.convert("L") if grey else image, mask, record
 

@@ -22,7 +22,7 @@ from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_ca
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
 from sard_lora.evaluation.methods import SetMaker, parse_method, split_names
 from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
-from sard_lora.evaluation.protocol import choose_pictures, finished_cell, run_cell
+from sard_lora.evaluation.protocol import choose_pictures, finished_cell, keep_cell, run_cell
 from sard_lora.evaluation.segmenters import SegmenterName, SegmenterSize, load_segmenter
 from sard_lora.evaluation.shortcut import shortcut_cell
 from sard_lora.layouts import GOOD, Sample
@@ -177,13 +177,7 @@ def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> I
     split, tested = few_shot_split(category, config.shots), _tested(category, config)
     shown = choose_pictures(tested)
     work = config.output / category.name
-    sets = None
-    shared = {
-        "base": bases.describe(config.base).revision,
-        "train": fingerprint([*split.train, *split.normals]),
-        "test": fingerprint(tested),
-        **{name: getattr(config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
-    }
+    sets, shared = None, _shared_key(config, split, tested)
     for method in split_names(config.methods):
         for segmenter in split_names(config.segmenters):
             training = config.training(segmenter, seed)
@@ -201,6 +195,16 @@ def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> I
             yield Cell(category.name, seed, method, segmenter, folder, result)
 
 
+def _shared_key(config: BenchmarkConfig, split: Split, tested: Sequence[Sample]) -> dict[str, Any]:
+    """What every figure of a data set depends on."""
+    return {
+        "base": bases.describe(config.base).revision,
+        "train": fingerprint([*split.train, *split.normals]),
+        "test": fingerprint(tested),
+        **{name: getattr(config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
+    }
+
+
 def _sets(config: BenchmarkConfig, category: Category, split: Split, work: Path, seed: int) -> SetMaker:
     base = config.base
     if config.adapt_steps:
@@ -215,22 +219,34 @@ def _sets(config: BenchmarkConfig, category: Category, split: Split, work: Path,
 
 def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict[str, Any]]:
     """How exact and how real each set of the first seed is; nothing where no U-Net was trained on the real defects."""
-    split, work = few_shot_split(category, config.shots), config.output / category.name
     if _FEATURES[0] not in split_names(config.methods) or _FEATURES[1] not in split_names(config.segmenters):
         return
-    segmenter = load_segmenter(work / "cells" / "seed0" / _FEATURES[0] / _FEATURES[1] / "segmenter")
-    real = defect_features(segmenter, [sample for sample in _tested(category, config) if sample.defect != GOOD])
-    sets = _sets(config, category, split, work, 0)
+    split, tested = few_shot_split(category, config.shots), _tested(category, config)
+    work = config.output / category.name
+    key = _shared_key(config, split, tested) | {"features": asdict(config.training(_FEATURES[1], 0))}
     for method in split_names(config.methods):
         parts = parse_method(method)
         if len(parts) > 1:
             continue
-        samples = sets.samples(parts[0])
-        figures = feature_figures(real, defect_features(segmenter, samples))
-        if parts[0].kind != "real":
-            figures = exactness(samples, category.root) | figures
-        row = {"dataset": category.name, "method": method, "images": len(samples)}
-        yield row | {name: round(value, 4) for name, value in figures.items()}
+        folder = work / "fidelity" / method
+        figures = finished_cell(folder, key)
+        if figures is None:
+            samples = _sets(config, category, split, work, 0).samples(parts[0])
+            figures = _fidelity(work, category, parts[0].kind, samples, tested)
+            keep_cell(folder, key, figures)
+        yield {"dataset": category.name, "method": method, **figures}
+
+
+def _fidelity(
+    work: Path, category: Category, kind: str, samples: Sequence[Sample], tested: Sequence[Sample]
+) -> dict[str, Any]:
+    """The figures of one set; the features are those of the U-Net of the first seed that saw the real defects alone."""
+    segmenter = load_segmenter(work / "cells" / "seed0" / _FEATURES[0] / _FEATURES[1] / "segmenter")
+    real = defect_features(segmenter, [sample for sample in tested if sample.defect != GOOD])
+    figures = feature_figures(real, defect_features(segmenter, samples))
+    if kind != "real":
+        figures = exactness(samples, category.root) | figures
+    return {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
 
 
 def _shortcut_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict[str, Any]]:

@@ -284,12 +284,17 @@ def run_cell(
         for index, sample in enumerate(shown):
             probability = predict(segmenter, _tensor(load_image(sample.image))).sigmoid()
             Image.fromarray(probability.mul(255).byte().numpy()).save(predictions / f"{index:02d}.png")
-        write_text(temporary / "result.json", json.dumps({"key": key, "result": result}, indent=1))
+        keep_cell(temporary, key, result)
     return result
 
 
+def keep_cell(folder: Path, key: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write `result.json` for `finished_cell` to find."""
+    write_text(folder / "result.json", json.dumps({"key": key, "result": result}, indent=1))
+
+
 def finished_cell(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The result that an earlier `run_cell` kept under the same key, or None."""
+    """The result that an earlier run kept under the same key, or None."""
     path = folder / "result.json"
     if not path.is_file():
         return None

@@ -16,6 +16,7 @@ from sard_lora.synthesis import SynthesizeConfig, Synthesizer, synthesize, verif
 
 def settings(adapter, mvtec, output, **changes) -> SynthesizeConfig:
     values = {"count": 5, "candidates": 2, "batch_size": 4, "num_inference_steps": 2, "min_visibility": 0.0}
+    values["in_place"] = 0.0
     return SynthesizeConfig(adapter=adapter.folder, data=mvtec, output=output, **(values | changes))
 
 
@@ -150,6 +151,25 @@ def test_real_defects_are_where_diffusion_starts_from(adapter, mvtec, tmp_path):
     fill = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", fills=True))
     draw = fill.draw(synthesis._plan(fill.config, adapter)[0], 0, normal_images(mvtec, None))
     assert np.asarray(draw.start)[draw.mask].min() > 60, "a piece of a normal part"
+
+
+def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter, mvtec, tmp_path):
+    """Their own change is small, for the defect was there: it counts as seen."""
+    report = synthesize(settings(adapter, mvtec, tmp_path / "set", in_place=1.0, min_visibility=1e9))
+    assert (report["synthesized"], report["rejected"]) == (5, 0)
+    assert verify(tmp_path / "set", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
+    for record in LabelledSet(tmp_path / "set").records():
+        assert record["method"] == synthesis.IN_PLACE
+        assert record["normal"] in adapter.config.data["images"]
+        mask = mvtec / record["normal"].replace("test/", "ground_truth/").replace(".png", "_mask.png")
+        label = np.array(Image.open(tmp_path / "set" / record["mask_file_name"]))
+        assert np.array_equal(label > 0, np.array(Image.open(mask)) > 0)
+    half = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "half", in_place=0.5))
+    normals = normal_images(mvtec, None)
+    in_place = [half.draw(synthesis.Job(number, "hole", ""), 0, normals).in_place for number in range(40)]
+    assert 10 <= sum(in_place) <= 30
+    fills = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "fills", in_place=1.0, fills=True))
+    assert not fills.draw(synthesis.Job(0, "hole", ""), 0, normals).in_place
 
 
 def test_without_the_real_defects_diffusion_starts_from_noise(adapter, mvtec, tmp_path):

@@ -52,9 +52,12 @@ def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, t
     with pytest.raises(KeyboardInterrupt):
         benchmark(killed)
     monkeypatch.setattr(module, "run_cell", run)
-    assert benchmark(killed)["rows"] == whole["rows"]
-    monkeypatch.setattr(module, "run_cell", None)  # everything is there: nothing is trained again
-    assert benchmark(killed)["rows"] == whole["rows"]
+    for part in ("rows", "fidelity"):
+        assert benchmark(killed)[part] == whole[part]
+    monkeypatch.setattr(module, "run_cell", None)  # everything is there: nothing is trained or measured again
+    monkeypatch.setattr(module, "defect_features", None)
+    for part in ("rows", "fidelity"):
+        assert benchmark(killed)[part] == whole[part]
 
 
 def test_a_folder_of_data_sets_is_taken_whole(tmp_path):

@@ -10,9 +10,10 @@ from sard_lora.evaluation.fidelity import defect_features, exactness, feature_fi
 from sard_lora.evaluation.segmenters import build_segmenter
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
+from sard_lora.synthesis import IN_PLACE
 
 
-def one_sample(root, mvtec, change: int, outside: int) -> Sample:
+def one_sample(root, mvtec, change: int, outside: int, method: str = "sard") -> Sample:
     normal = mvtec / "train/good/000.png"
     pixels = np.array(Image.open(normal).convert("RGB")).astype(int).clip(0, 200)
     Image.fromarray(pixels.astype(np.uint8)).save(normal)
@@ -20,9 +21,8 @@ def one_sample(root, mvtec, change: int, outside: int) -> Sample:
     mask[4:14, 4:24] = True
     pixels[4:14, 4:14] += change
     pixels[-1, -1] += outside
-    LabelledSet(root).add(
-        "spot", "000", Image.fromarray(pixels.astype(np.uint8)), mask, {"normal": "train/good/000.png"}
-    )
+    record = {"normal": "train/good/000.png", "method": method}
+    LabelledSet(root).add("spot", "000", Image.fromarray(pixels.astype(np.uint8)), mask, record)
     return Sample(root / "test/spot/000.png", root / "ground_truth/spot/000_mask.png", "spot", "000")
 
 
@@ -34,6 +34,11 @@ def test_a_label_of_which_half_is_seen_agrees_by_about_half(mvtec, tmp_path):
 
 def test_one_changed_pixel_outside_the_label_is_an_error(mvtec, tmp_path):
     assert exactness([one_sample(tmp_path / "set", mvtec, 40, 9)], mvtec)["background_error"] > 0
+
+
+def test_a_defect_that_was_there_before_has_no_agreement_to_measure(mvtec, tmp_path):
+    figures = exactness([one_sample(tmp_path / "set", mvtec, 1, 0, method=IN_PLACE)], mvtec)
+    assert figures == {"background_error": 0}
 
 
 def test_features_look_at_the_defect(mvtec):
