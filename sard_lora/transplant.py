@@ -5,8 +5,11 @@ from PIL import Image
 from scipy import ndimage
 
 from sard_lora.images import load_image
+from sard_lora.margins import MOST
 from sard_lora.masks import RIM, Placement
 
+_EDGE = 1.5
+"""Pixels over which a moved defect follows the brightness at its outline."""
 _DARK = 8.0
 """Grey levels added before ratios of brightness are taken, so that noise in the dark does not count."""
 
@@ -25,37 +28,42 @@ def transplant(image: Image.Image, placement: Placement) -> Image.Image:
     moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
     known = ((where >= 0) & (where <= np.array(real.shape[1:])[:, None, None] - 1)).all(0)
     mask, patch = placement.mask[*box], pixels[*box]
-    ring = ndimage.binary_dilation(mask, iterations=RIM - 1) & ~mask & known
-    patch[mask & known] = relit(moved, patch, ring)[mask & known]
+    patch[mask & known] = relit(moved, patch, mask, known)[mask & known]
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def relit(pixels: np.ndarray, surroundings: np.ndarray, ring: np.ndarray) -> np.ndarray:
-    """`pixels` (h, w, 3) as bright as if lit like `surroundings`, with which they agree on `ring` (h, w) bool.
+def relit(pixels: np.ndarray, surroundings: np.ndarray, mask: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`pixels` (h, w, 3) of a defect in `mask` (h, w) bool as bright as if lit like `surroundings`.
 
-    Light multiplies: what is black stays black in a brighter place. Nowhere is it more than doubled or halved.
+    Light multiplies: what is black stays black in a brighter place. Nowhere is it more than doubled or halved. The
+    light is that of the surroundings which are `known` (h, w) bool of both, beyond what defects darken around them:
+    close to its outline a defect often is not over, and what it takes there from its surroundings would be taken from
+    the whole of it. Only the last pixels inside follow the outline itself, so that nothing has an edge there.
     """
+    distance = ndimage.distance_transform_edt(~mask)
+    ring = (distance > 0) & (distance < RIM) & known
     if not ring.any():
         return pixels
+    beyond = ring & (distance > MOST)
     ratio = (surroundings + _DARK) / (pixels.clip(0) + _DARK)
-    gain = _spread(np.log(ratio).clip(-np.log(2), np.log(2)), ring)
-    return (pixels + _DARK) * np.exp(gain) - _DARK
+    gain = np.log(ratio).clip(-np.log(2), np.log(2))
+    light = _spread(gain, beyond if beyond.any() else ring)
+    outline, weight = (_blurred(plane * ring[..., None], _EDGE) for plane in (gain - light, np.ones_like(gain)))
+    return (pixels + _DARK) * np.exp(light + outline / weight.clip(0.5)) - _DARK
 
 
 def _spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`values` (h, w, 3) where they are `known` (h, w) bool, carried into the rest, smoothly and more so farther away.
-
-    Near known pixels it follows them closely, so that nothing that is added to it has an edge there; far from all of
-    them it is their median.
-    """
+    """`values` (h, w, 3) where they are `known` (h, w) bool, carried into the rest smoothly: far away, their median."""
     weight = known.astype(np.float32)[..., None]
     result = np.broadcast_to(np.median(values[known], 0), values.shape)
-    for reach in (32, 16, 8, 4, 2):
-        total, share = (
-            ndimage.gaussian_filter(plane, (reach, reach, 0), mode="constant") for plane in (values * weight, weight)
-        )
-        result = (total + 0.02 * result) / (share + 0.02)
+    for reach in (32, 16, 8):
+        result = (_blurred(values * weight, reach) + 0.02 * result) / (_blurred(weight, reach) + 0.02)
     return result.astype(np.float32)
+
+
+def _blurred(planes: np.ndarray, sigma: float) -> np.ndarray:
+    """A Gaussian blur of planes (h, w, C), zero beyond their border."""
+    return ndimage.gaussian_filter(planes, (sigma, sigma, 0), mode="constant")
 
 
 def overlap(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from monai.networks.layers.simplelayers import SkipConnection
+from monai.networks.nets import UNet
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.image.kid import poly_mmd
 
 from sard_lora.evaluation.segmenters import Segmenter
@@ -55,10 +57,10 @@ def defect_features(segmenter: Segmenter, samples: Sequence[Sample]) -> Tensor:
     """
     if segmenter.settings["name"] != "unet":
         raise ValueError(f"features come from a unet, not from a {segmenter.settings['name']}")
-    network, seen = segmenter.network, []
+    seen = []
     hooks = [
         layer.register_forward_hook(lambda _module, _input, output: seen.append(output.float()))
-        for layer in (network.conv_0, network.down_1, network.down_2, network.down_3)
+        for layer in _encoder_levels(segmenter.network)[:4]
     ]
     device, rows = next(segmenter.parameters()).device, []
     try:
@@ -76,6 +78,15 @@ def defect_features(segmenter: Segmenter, samples: Sequence[Sample]) -> Tensor:
         for hook in hooks:
             hook.remove()
     return torch.cat(rows)
+
+
+def _encoder_levels(network: UNet) -> list[nn.Module]:
+    """The down-sampling blocks of MONAI's U-Net, which nests them: block, skip around the next level, up again."""
+    levels, inner = [], network.model
+    while isinstance(inner, nn.Sequential) and isinstance(inner[1], SkipConnection):
+        levels.append(inner[0])
+        inner = inner[1].submodule
+    return levels
 
 
 def feature_figures(real: Tensor, synthetic: Tensor) -> dict[str, float]:

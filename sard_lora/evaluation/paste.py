@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from sard_lora.masks import RIM
 from sard_lora.transplant import overlap, relit
 
-# Cut-outs keep this many pixels of their surroundings: they tell how bright the part was there.
-_RING = 8
 _SCALE = (0.7, 1.4)
 # Half of the defects go where the real one was: chipped edges are at edges.
 _KEEP_LOCATION = 0.5
@@ -33,7 +32,7 @@ class Cutout:
 def cut_out(image: np.ndarray, mask: np.ndarray) -> Cutout:
     """What is under `mask` (H, W) bool in `image` (H, W, 3) uint8, with a ring of its surroundings."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = tuple(slice(max(0, line[0] - _RING), line[-1] + _RING + 1) for line in (rows, columns))
+    box = tuple(slice(max(0, line[0] - RIM), line[-1] + RIM + 1) for line in (rows, columns))
     centre = tuple(
         float((line[0] + line[-1] + 1) / 2 / length) for line, length in zip((rows, columns), mask.shape, strict=True)
     )
@@ -92,9 +91,7 @@ def paste(
     if mask.sum() < max(1, (1 - _MAX_LOSS) * cutout.mask.sum()):
         return None
     patch = image[target].astype(np.float32)
-    ring = ndimage.binary_dilation(cutout.mask[source], iterations=_RING - 1) & ~cutout.mask[source]
-    ring &= cutout.valid[source] & foreground[target]
-    pixels = relit(cutout.pixels[source], patch, ring)
+    pixels = relit(cutout.pixels[source], patch, cutout.mask[source], cutout.valid[source] & foreground[target])
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     weight = np.clip(depth / min(feather, depth.max()), 0, 1)[..., None]
     blended = np.rint(np.clip(patch + weight * (pixels - patch), 0, 255)).astype(np.uint8)

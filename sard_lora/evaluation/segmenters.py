@@ -4,6 +4,7 @@ Every segmenter maps images (B, 3, H, W) in [0, 1] of any size to logits (B, 1, 
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
-from monai.networks.nets import BasicUNet
+from monai.networks.nets import UNet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -23,7 +24,11 @@ from sard_lora.precision import mixed_precision
 SegmenterName = Literal["unet", "segformer", "bisenetv2"]
 SegmenterSize = Literal["small", "full"]
 
-UNET_FEATURES = {"small": (16, 32, 64, 128, 128, 16), "full": (32, 64, 128, 256, 512, 32)}
+# The small one works from half of the resolution on: five times as fast a step, and it learns as much in each.
+UNET_LEVELS = {
+    "small": {"channels": [16, 32, 64, 128, 128], "strides": [2, 2, 2, 2]},
+    "full": {"channels": [32, 32, 64, 128, 256, 512], "strides": [1, 2, 2, 2, 2]},
+}
 SEGFORMER_FULL_ENCODER = "nvidia/mit-b2"
 
 # Of the images that the pretrained encoders were trained on; a network from scratch does not mind.
@@ -108,8 +113,8 @@ def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrain
             "use segmenter=segformer and size=full, or leave it out"
         )
     if name == "unet":
-        segmenter = _build({"name": "unet", "features": list(UNET_FEATURES[size])})
-        last_layers = [segmenter.network.final_conv]
+        segmenter = _build({"name": "unet", **UNET_LEVELS[size]})
+        last_layers = [[layer for layer in segmenter.modules() if isinstance(layer, nn.Conv2d)][-1]]
     elif name == "bisenetv2":
         # Through JSON, so that the settings are the same before and after a save: it has no tuples.
         width = json.loads(json.dumps(asdict(BISENETV2_WIDTHS[size])))
@@ -128,8 +133,9 @@ def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrain
 
 def _build(settings: dict[str, Any]) -> Segmenter:
     if settings["name"] == "unet":
-        network = BasicUNet(2, 3, 1, features=settings["features"], norm="batch")
-        return Segmenter(network, 16, settings)
+        levels = {name: settings[name] for name in ("channels", "strides")}
+        network = UNet(2, 3, 1, **levels, num_res_units=2, act="leakyrelu", norm="batch")
+        return Segmenter(network, math.prod(settings["strides"]), settings)
     if settings["name"] == "bisenetv2":
         return Segmenter(BiSeNetV2(BiSeNetV2Width(**settings["width"])), 32, settings)
     network = SegformerForSemanticSegmentation(SegformerConfig.from_dict(settings["config"]))
