@@ -22,9 +22,6 @@ from sard_lora.precision import mixed_precision
 # Decoded images are kept up to this size in all; what does not fit is decoded again whenever it is drawn.
 CACHE_BYTES = 2 << 30
 
-# Share of a normal crop that has to be found defective by mistake for half of the greatest loss.
-SMOOTH = 0.01
-
 
 @dataclass
 class SegmenterConfig:
@@ -115,20 +112,17 @@ def train_segmenter(
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy over all pixels plus twice the mean Dice loss of the crops; both (B, 1, H, W).
+    """Binary cross-entropy over all pixels plus Dice over the crops that hold a defect; both (B, 1, H, W).
 
-    Dice is taken per crop, so that a pinhole weighs as much as a stain. Where there is no defect, it is smoothed by a
-    hundredth of the crop's area, so that what is wrongly found there counts too: without that, whatever looks a little
-    like a defect is worth marking, and normal parts are full of it.
+    Dice is taken per crop, so that a pinhole weighs as much as a stain; a crop without a defect has no Dice.
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, masks)
     probability = logits.sigmoid()
     overlap = (probability * masks).sum((1, 2, 3))
-    found = probability.sum((1, 2, 3))
-    real = masks.sum((1, 2, 3))
-    smooth = SMOOTH * masks[0].numel()
-    dice = torch.where(real > 0, 1 - 2 * overlap / (found + real).clamp(min=1), found / (found + smooth))
-    return cross_entropy + 2 * dice.mean()
+    total = probability.sum((1, 2, 3)) + masks.sum((1, 2, 3))
+    holds_defect = masks.amax((1, 2, 3))
+    dice = ((1 - 2 * overlap / total.clamp(min=1)) * holds_defect).sum() / holds_defect.sum().clamp(min=1)
+    return cross_entropy + dice
 
 
 class CropSource:
