@@ -118,7 +118,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
 
 def draw_grid(synthetic: Path, data: Path, path: Path, per_defect: int = 3) -> None:
-    """Rows of normal image, mask and result: the first few of every defect of a synthetic set."""
+    """Rows of the picture that was written into, mask and result: the first few of every defect of a synthetic set."""
     rows, shown = [], {}
     for record in LabelledSet(synthetic).records():
         shown[record["defect"]] = shown.get(record["defect"], 0) + 1
@@ -126,7 +126,7 @@ def draw_grid(synthetic: Path, data: Path, path: Path, per_defect: int = 3) -> N
             mask = np.asarray(Image.open(synthetic / record["mask_file_name"]))
             result = load_image(synthetic / record["file_name"])
             rows.append([load_image(data / record["normal"]), Image.fromarray(mask), result])
-    grid(rows, ["normal", "mask", "result"], path)
+    grid(rows, ["before", "mask", "result"], path)
 
 
 def _page(report: dict[str, Any]) -> str:

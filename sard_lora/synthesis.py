@@ -150,7 +150,7 @@ class Draw:
 
 
 class Candidate(NamedTuple):
-    """A normal image with one part of a mask written: how visible that is, the critic's opinion, and the seed."""
+    """A picture with one part of a mask written: how visible that is, the critic's opinion, and the seed."""
 
     image: Image.Image
     visibility: float
@@ -330,7 +330,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
 
 
 def verify(root: Path, normals_root: Path) -> dict[str, Any]:
-    """Read a synthetic set back from disk and compare every image with the normal image it was made from.
+    """Read a synthetic set back from disk and compare every image with the picture that it was written into.
 
     Returns `pixels_changed_outside_mask` (their number over the whole set) and `labels_equal_written_region`: every
     label is the mask that was written into, and every changed pixel lies in it.
@@ -387,7 +387,7 @@ def _write(
 def compose(
     synthesizer: Synthesizer, draw: Draw, chosen: Sequence[tuple[np.ndarray, Candidate]]
 ) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
-    """The image with the chosen candidates of parts written, grey where its normal image is grey; mask and record."""
+    """The image with the chosen candidates of parts written, grey where its own picture is grey; mask and record."""
     config, job = synthesizer.config, draw.job
     pixels, mask = np.array(draw.image), np.zeros_like(draw.mask)
     for part, candidate in chosen:

@@ -10,6 +10,7 @@ import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +24,7 @@ from sard_lora.evaluation.fidelity import defect_features, exactness, feature_fi
 from sard_lora.evaluation.methods import SetMaker, parse_method, split_names
 from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
 from sard_lora.evaluation.protocol import choose_pictures, finished_cell, keep_cell, run_cell
-from sard_lora.evaluation.segmenters import SegmenterName, SegmenterSize, load_segmenter
+from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, load_segmenter
 from sard_lora.evaluation.shortcut import shortcut_cell
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.adapt import AdaptConfig, adapt
@@ -224,6 +225,13 @@ def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
     split, tested = few_shot_split(category, config.shots), _tested(category, config)
     work = config.output / category.name
     key = _shared_key(config, split, tested) | {"features": asdict(config.training(_FEATURES[1], 0))}
+
+    @cache
+    def reference() -> tuple[Segmenter, torch.Tensor]:
+        """The U-Net of the first seed that saw the real defects alone, and its features of the held-back ones."""
+        segmenter = load_segmenter(work / "cells" / "seed0" / _FEATURES[0] / _FEATURES[1] / "segmenter")
+        return segmenter, defect_features(segmenter, [sample for sample in tested if sample.defect != GOOD])
+
     for method in split_names(config.methods):
         parts = parse_method(method)
         if len(parts) > 1:
@@ -232,21 +240,13 @@ def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
         figures = finished_cell(folder, key)
         if figures is None:
             samples = _sets(config, category, split, work, 0).samples(parts[0])
-            figures = _fidelity(work, category, parts[0].kind, samples, tested)
+            segmenter, real = reference()
+            figures = feature_figures(real, defect_features(segmenter, samples))
+            if parts[0].kind != "real":
+                figures = exactness(samples, category.root) | figures
+            figures = {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
             keep_cell(folder, key, figures)
         yield {"dataset": category.name, "method": method, **figures}
-
-
-def _fidelity(
-    work: Path, category: Category, kind: str, samples: Sequence[Sample], tested: Sequence[Sample]
-) -> dict[str, Any]:
-    """The figures of one set; the features are those of the U-Net of the first seed that saw the real defects alone."""
-    segmenter = load_segmenter(work / "cells" / "seed0" / _FEATURES[0] / _FEATURES[1] / "segmenter")
-    real = defect_features(segmenter, [sample for sample in tested if sample.defect != GOOD])
-    figures = feature_figures(real, defect_features(segmenter, samples))
-    if kind != "real":
-        figures = exactness(samples, category.root) | figures
-    return {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
 
 
 def _shortcut_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ CHANGED = 4.0
 
 
 def exactness(samples: Sequence[Sample], root: Path) -> dict[str, float]:
-    """How synthetic images differ from their normal images, below `root`; means over the images.
+    """How synthetic images differ from the pictures below `root` that they were written into; means over the images.
 
     - `background_error`: mean difference outside the label, in grey levels; 0 where nothing else was touched;
     - `mask_agreement`: IoU, as a fraction, of the label with the region that can be seen to have changed. Defects that

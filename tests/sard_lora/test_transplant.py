@@ -38,6 +38,20 @@ def test_brightness_is_that_of_the_new_place(wedge):
     assert abs(np.percentile(moved[placement.mask], 90) - 110) < 15, "twice as bright as its surroundings, as before"
 
 
+def test_what_a_defect_darkens_around_it_does_not_brighten_it(tmp_path):
+    """It has a halo beyond its mask; the light of its old place is that beyond the halo."""
+    rows, columns = np.mgrid[:80, :80]
+    distance = np.hypot(rows - 40, columns - 40)
+    pixels = np.where(distance < 8, 60, np.where(distance < 13, 120, 180)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "spot.png")
+    bank = [BankMask(distance < 8, "spot", "spot/0", tmp_path / "spot.png")]
+    normal = Image.new("RGB", (80, 80), (180, 180, 180))
+    for seed in range(6):
+        placement = sample_mask(bank, np.ones((80, 80), bool), np.random.default_rng(seed))
+        moved = np.asarray(transplant(normal, placement), float)[..., 0]
+        assert abs(np.median(moved[placement.mask]) - 60) < 12
+
+
 def test_bands_across_the_image_are_moved_too(tmp_path):
     mask = np.zeros((40, 60), bool)
     mask[18:24] = True
