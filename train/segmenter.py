@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter
+from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter, load_segmenter
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import Sample
 from sard_lora.precision import mixed_precision
@@ -76,12 +77,14 @@ def train_segmenter(
     config: SegmenterConfig,
     progress: Callable[[int, float], None] | None = None,
     decoys: Sequence[Sample] = (),
+    start: Path | None = None,
 ) -> Segmenter:
     """A segmenter trained for `config.steps` steps, in eval mode, on the CPU or GPU that it was trained on.
 
     `anomalies` have masks; defect types are drawn evenly, then an image of the type. `decoys` are normal images that
     were written into where their mask is, with nothing that is a defect: half of the normal crops show one, labelled
-    normal, so that the writing itself is no sign of a defect. `progress` is called with the step (from 1) and its
+    normal, so that the writing itself is no sign of a defect. `start` is a folder that `save_segmenter` wrote: training
+    goes on from those weights, in place of random ones. `progress` is called with the step (from 1) and its
     loss. The same samples, config and thread count give the same weights.
     Raises `ValueError` without anomalies, without normals where a share of them is asked for, and for a loss of NaN.
     """
@@ -89,7 +92,9 @@ def train_segmenter(
     device = torch.device(config.device if config.device != "auto" else _best_device())
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        segmenter = build_segmenter(config.segmenter, config.size, config.pretrained)
+        segmenter = (
+            load_segmenter(start) if start else build_segmenter(config.segmenter, config.size, config.pretrained)
+        )
         segmenter.to(device, memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(segmenter.parameters(), lr=config.peak_learning_rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, config.steps))

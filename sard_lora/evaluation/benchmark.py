@@ -26,6 +26,7 @@ from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
 from sard_lora.evaluation.protocol import choose_pictures, finished_cell, keep_cell, run_cell
 from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, load_segmenter
 from sard_lora.evaluation.shortcut import shortcut_cell
+from sard_lora.evaluation.start import common_start
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.adapt import AdaptConfig, adapt
 from sard_lora.train.segmenter import SegmenterConfig
@@ -70,6 +71,9 @@ class BenchmarkConfig:
     """Training steps of SegFormer."""
     bisenetv2_steps: int = 1500
     """Training steps of BiSeNet V2."""
+    start_steps: int = 0
+    """Steps that every segmenter first trains on drawn surfaces with drawn defects, once for all methods and seeds
+    (`sard_lora.evaluation.start`); 0 starts each from random weights."""
     fills: int = 0
     """Fills of every method for the shortcut test (`sard_lora.evaluation.shortcut`), with the first segmenter and
     seed; 0 leaves it out."""
@@ -89,10 +93,21 @@ class BenchmarkConfig:
         for name in ("seeds", "count", "adapter_steps", "unet_steps", "segformer_steps", "bisenetv2_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+        for name in ("adapt_steps", "start_steps", "fills"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 0")
 
     def training(self, segmenter: str, seed: int) -> SegmenterConfig:
         """How one segmenter is trained."""
-        steps = getattr(self, f"{segmenter}_steps")
+        return self._training(segmenter, getattr(self, f"{segmenter}_steps"), seed)
+
+    def start(self, segmenter: str) -> Path | None:
+        """The weights that every segmenter of a kind starts from, trained now unless they are there; None: random."""
+        if not self.start_steps:
+            return None
+        return common_start(self.output / "start", self._training(segmenter, self.start_steps, 0))
+
+    def _training(self, segmenter: str, steps: int, seed: int) -> SegmenterConfig:
         return SegmenterConfig(segmenter=segmenter, size=self.size, steps=steps, seed=seed, device=self.device)
 
 
@@ -191,8 +206,19 @@ def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> I
                 anomalies = [sample for part in parts for sample in sets.samples(part)]
                 decoys = [sample for part in parts for sample in sets.decoys(part)]
                 title = f"{category.name}, seed {seed}, {method}, {segmenter}"
-                keep = (method, segmenter) == _FEATURES
-                result = run_cell(folder, key, title, anomalies, split.normals, tested, shown, training, decoys, keep)
+                result = run_cell(
+                    folder,
+                    key,
+                    title,
+                    anomalies,
+                    split.normals,
+                    tested,
+                    shown,
+                    training,
+                    decoys,
+                    keep_segmenter=(method, segmenter) == _FEATURES,
+                    start=config.start(segmenter),
+                )
             yield Cell(category.name, seed, method, segmenter, folder, result)
 
 
@@ -202,7 +228,7 @@ def _shared_key(config: BenchmarkConfig, split: Split, tested: Sequence[Sample])
         "base": bases.describe(config.base).revision,
         "train": fingerprint([*split.train, *split.normals]),
         "test": fingerprint(tested),
-        **{name: getattr(config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
+        **{name: getattr(config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps", "start_steps")},
     }
 
 

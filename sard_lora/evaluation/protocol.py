@@ -259,20 +259,21 @@ def run_cell(
     training: SegmenterConfig,
     decoys: Sequence[Sample] = (),
     keep_segmenter: bool = False,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train one segmenter, test it, and keep what came of it in `folder`, whole or not at all.
 
     The folder holds `result.json` with `key` (what the result depends on) and the predictions of the `shown` images.
     """
-    start = time.perf_counter()
+    begun = time.perf_counter()
     with tqdm(total=training.steps, desc=f"{title}: train", mininterval=1) as bar:
 
         def progress(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
-        segmenter = train_segmenter(anomalies, normals, training, progress, decoys)
-    train_seconds = time.perf_counter() - start
+        segmenter = train_segmenter(anomalies, normals, training, progress, decoys, start)
+    train_seconds = time.perf_counter() - begun
     result = score_segmenter(segmenter, tested) | {
         "train_images": len(anomalies),
         "train_seconds": round(train_seconds, 1),

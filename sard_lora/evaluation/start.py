@@ -1,0 +1,68 @@
+"""A common start for segmenters: trained on drawn surfaces with drawn defects, once, before any method's images.
+
+From scratch a SegFormer needs many more steps than a benchmark on a CPU can pay for every cell. What it learns here, to
+see that something is on a surface, is the same for every method and holds no picture of the product.
+"""
+
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from sard_lora.atomic import atomic_folder
+from sard_lora.data import open_category
+from sard_lora.defects import DEFECTS, add_defect
+from sard_lora.evaluation.protocol import finished_cell, keep_cell
+from sard_lora.evaluation.segmenters import save_segmenter
+from sard_lora.labelled import LabelledSet
+from sard_lora.textures import photograph, random_surface
+from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
+
+_SIDE = 256
+_EXTENTS = (0.04, 0.6)
+"""Sizes of drawn defects, as shares of the picture's side; evenly drawn on a logarithmic scale."""
+
+
+def draw_products(root: Path, per_defect: int = 60, normals: int = 300, seed: int = 0) -> None:
+    """Fill `root` with pictures (256, 256) of drawn surfaces: `per_defect` of each drawn defect, and `normals` without.
+
+    Every picture shows another surface, and depends on the seed and its own number alone. What is there is kept.
+    """
+    drawn = LabelledSet(root)
+    with tqdm(total=per_defect * len(DEFECTS) + normals, desc="draw", leave=False, mininterval=1) as bar:
+        for kind, defect in enumerate(sorted(DEFECTS), 1):
+            for number in range(per_defect):
+                name, rng = f"{number:06d}", np.random.default_rng([seed, kind, number])
+                if not drawn.has(defect, name):
+                    surface, product = random_surface(_SIDE, rng)
+                    extent = _SIDE * np.exp(rng.uniform(*np.log(_EXTENTS)))
+                    damaged, mask = add_defect(surface, defect, rng, extent)
+                    drawn.add(defect, name, _shot(damaged, rng), mask, {"defect": defect, "product": product})
+                bar.update()
+        for number in range(normals):
+            rng = np.random.default_rng([seed, 0, number])
+            file = BytesIO()
+            _shot(random_surface(_SIDE, rng)[0], rng).save(file, "PNG")
+            drawn.add_normal(f"{number:06d}.png", file.getvalue())
+            bar.update()
+
+
+def _shot(surface: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    return Image.fromarray((photograph(surface, rng) * 255 + 0.5).astype(np.uint8))
+
+
+def common_start(root: Path, training: SegmenterConfig) -> Path:
+    """Folder of a segmenter (for `load_segmenter`) trained as `training` says on `draw_products`, kept below `root`."""
+    folder, key = root / training.segmenter, asdict(training)
+    if finished_cell(folder, key) is None:
+        draw_products(root / "drawn")
+        drawn = open_category(root / "drawn")
+        with tqdm(total=training.steps, desc=f"start: {training.segmenter}", mininterval=1) as bar:
+            segmenter = train_segmenter(drawn.anomalies, drawn.train_normals, training, lambda *_: bar.update())
+        with atomic_folder(folder) as temporary:
+            save_segmenter(segmenter, temporary / "segmenter")
+            keep_cell(temporary, key, {"train_images": len(drawn.anomalies)})
+    return folder / "segmenter"
