@@ -25,7 +25,7 @@ from sard_lora.data import named_anomalies, normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.masks import MaskBank, foreground, sample_mask, split_mask
+from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, split_mask
 from sard_lora.pipelines.sard_inpaint import (
     BACKGROUNDS,
     COMPOSITES,
@@ -90,7 +90,7 @@ class SynthesizeConfig:
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
     in_place: float = 0.5
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
-    its defect drawn anew where it is."""
+    its defect drawn anew where it is; every picture in turn."""
     num_inference_steps: int | None = None
     """Steps of the reverse diffusion; default: the adapter's."""
     batch_size: int = 12
@@ -122,11 +122,12 @@ class SynthesizeConfig:
 
 @dataclass
 class Job:
-    """One image to make: number i of the whole set, and where it goes."""
+    """One image to make: number i of the whole set, where it goes, and its `turn` among those of its defect."""
 
     number: int
     defect: str
     name: str
+    turn: int = 0
     rejected: int = 0
 
 
@@ -184,8 +185,7 @@ class Synthesizer:
         """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         bank, moved = self.bank.for_defect(job.defect), self.strength < 1
-        if moved and not self.config.fills and rng.random() < self.config.in_place:
-            entry = bank[rng.integers(len(bank))]
+        if moved and not self.config.fills and (entry := self._in_place(bank, job.turn)):
             image = load_image(entry.image)
             draw = self.plan(job, entry.image, image, entry.mask, entry.origin, rng, image)
             return replace(draw, in_place=True)
@@ -199,6 +199,14 @@ class Synthesizer:
                 placement = placement._replace(image=normals[rng.integers(len(normals))].image)
             start = transplant(image, placement)
         return self.plan(job, source, image, placement.mask, placement.origin, rng, start)
+
+    def _in_place(self, bank: Sequence[BankMask], turn: int) -> BankMask | None:
+        """The real defect to draw anew where it is, or None: every one is taken before one is taken again."""
+        number = int(turn * self.config.in_place)
+        if int((turn + 1) * self.config.in_place) == number:
+            return None
+        lap, place = divmod(number, len(bank))
+        return bank[np.random.default_rng([self.config.seed, lap]).permutation(len(bank))[place]]
 
     def plan(
         self,
@@ -415,7 +423,8 @@ def compose(
 def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[Job]:
     defects = config.defects or adapter.config.defects
     total = config.count * len(defects) if config.per_defect else config.count
-    return [Job(i, defects[i % len(defects)], f"{i // len(defects):06d}") for i in range(total)]
+    turns = [divmod(number, len(defects)) for number in range(total)]
+    return [Job(number, defects[kind], f"{turn:06d}", turn) for number, (turn, kind) in enumerate(turns)]
 
 
 def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank) -> dict[str, Any]:
