@@ -39,6 +39,8 @@ from sard_lora.transplant import transplant
 SETTINGS = "synthesis.json"
 STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
+CANDIDATES = 3
+"""How many are made for each mask where every one comes from noise alone."""
 IN_PLACE = "sard in place"
 """The method in the record of an image that is a defective one, its defect drawn anew."""
 
@@ -63,8 +65,9 @@ class SynthesizeConfig:
     """Defects to make; default: all that the adapter knows."""
     base: str | None = None
     """Where the adapter's base lies, when not at its own name."""
-    candidates: int = 3
-    """Candidates for each mask; the critic keeps the best one that can be seen."""
+    candidates: int | None = None
+    """Candidates for each mask; the critic keeps the best one that can be seen. Default: 3 from noise, 1 where it
+    starts from real defects, for these differ little."""
     min_visibility: float = 2.0
     """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected."""
     max_attempts: int = 6
@@ -116,7 +119,7 @@ class SynthesizeConfig:
         if not 0 <= self.in_place <= 1:
             raise ValueError(f"in_place={self.in_place} has to be from 0 to 1")
         for name in ("count", "candidates", "max_attempts", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
 
 
@@ -181,6 +184,11 @@ class Synthesizer:
         """How much the real defects are changed that diffusion starts from; 1 is from noise alone."""
         return chosen_strength(self.config, self.bank)
 
+    @property
+    def candidates(self) -> int:
+        """How many candidates are made for each part of a mask."""
+        return self.config.candidates or default_candidates(self.strength)
+
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
@@ -225,13 +233,13 @@ class Synthesizer:
         sampling = self.adapter.config.sampling
         whole = self.config.region == "full"
         parts = [mask] if whole else split_mask(mask, sampling.context, sampling.min_side)
-        seeds = rng.integers(2**31, size=(len(parts), self.config.candidates)).tolist()
+        seeds = rng.integers(2**31, size=(len(parts), self.candidates)).tolist()
         return Draw(job, source, image, mask, origin, start, parts, seeds)
 
     def generate(self, draws: Sequence[Draw]) -> list[list[list[Candidate]]]:
         """For every draw and every part of its mask the candidates; without a critic every score is 0."""
         wanted = [(draw, part, seeds) for draw in draws for part, seeds in zip(draw.parts, draw.seeds, strict=True)]
-        size = max(1, self.config.batch_size // self.config.candidates)
+        size = max(1, self.config.batch_size // self.candidates)
         batches = [self._candidates(wanted[start : start + size]) for start in range(0, len(wanted), size)]
         flat = (candidate for batch in batches for candidate in batch)
         return [[[next(flat) for _ in seeds] for seeds in draw.seeds] for draw in draws]
@@ -271,7 +279,7 @@ class Synthesizer:
             init_image=[draw.start for draw, _, _ in wanted] if moved else None,
             composite=config.composite,
             region=config.region,
-            num_images_per_prompt=self.config.candidates,
+            num_images_per_prompt=self.candidates,
             generator=[torch.Generator().manual_seed(seed) for _, _, seeds in wanted for seed in seeds],
             **settings,
         )
@@ -298,6 +306,11 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
     return config.strength
 
 
+def default_candidates(strength: float) -> int:
+    """How many candidates are worth their time: what starts from the same real defect differs little."""
+    return 1 if strength < 1 else CANDIDATES
+
+
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     """Make the labelled data set that `config` describes; returns the report that is also in `synthesis.json`.
 
@@ -319,7 +332,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)
     jobs = _plan(config, adapter)
-    per_batch = max(1, config.batch_size // config.candidates)
+    per_batch = max(1, config.batch_size // settings["candidates"])
     batches = [jobs[start : start + per_batch] for start in range(0, len(jobs), per_batch)]
     bar = tqdm(total=len(jobs), desc="synthesize")
     synthesizer = None
@@ -431,12 +444,14 @@ def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank) -> dic
     """What decides the bytes of a sample; a set may be continued to a larger count, not with other settings."""
     ignored = ("output", "count", "per_defect", "copy_normals", "device", "adapter", "data")
     values = {key: value for key, value in asdict(config).items() if key not in ignored}
+    strength = chosen_strength(config, bank)
     return values | {
         "category": adapter.config.category,
         "defects": list(config.defects or adapter.config.defects),
         "adapter_sha256": adapter.sha256(),
         "mask_bank": _bank_digest(bank) if config.mask_bank else None,
-        "strength": chosen_strength(config, bank),
+        "strength": strength,
+        "candidates": config.candidates or default_candidates(strength),
     }
 
 

@@ -176,7 +176,9 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
 
 def test_without_the_real_defects_diffusion_starts_from_noise(adapter, mvtec, tmp_path):
     plain = mvtec / "train/good"
-    assert Synthesizer(adapter, settings(adapter, plain, tmp_path / "set")).strength == 1.0
+    from_noise = Synthesizer(adapter, settings(adapter, plain, tmp_path / "set", candidates=None))
+    assert (from_noise.strength, from_noise.candidates) == (1.0, synthesis.CANDIDATES)
+    assert Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", candidates=None)).candidates == 1
     with pytest.raises(ValueError, match=r"strength=0.4 starts from the real defects.*good does not hold them all"):
         synthesize(settings(adapter, plain, tmp_path / "set", strength=0.4))
     assert Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", masks="perlin")).strength == 1.0
