@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter, load_segmenter
@@ -229,11 +230,15 @@ def _jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _camera(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half of the crops with sensor noise of up to 3 %, half compressed as JPEG of quality 50 to 95; fp32 in [0, 1].
+    """Half of the crops out of focus by up to 1.5 px, half with sensor noise of up to 3 %, half compressed as JPEG of
+    quality 50 to 95; fp32 in [0, 1].
 
-    What was written into a picture is as clean as it was made, its surroundings carry the camera's noise and the blocks
-    of a JPEG: a segmenter would learn to tell these apart, and find nothing in real pictures. So all get new ones.
+    What was written into a picture is as sharp and clean as it was made, its surroundings carry the lens's blur, the
+    camera's noise and the blocks of a JPEG: a segmenter would learn to tell these apart, and find nothing in real
+    pictures. So all get new ones.
     """
+    if rng.random() < 0.5:
+        image = gaussian_filter(image, (*[rng.uniform(0, 1.5)] * 2, 0), mode="nearest")
     if rng.random() < 0.5:
         grey = rng.standard_normal((*image.shape[:2], 1), dtype=np.float32)
         image = np.clip(image + np.float32(rng.uniform(0, 0.03)) * grey, 0, 1)

@@ -80,7 +80,15 @@ def test_masks_stay_on_their_defects_through_crop_and_flip(split):
     for step in range(10):
         images, masks = source.batch(step)
         for image, mask in zip(images.mean(1), masks[:, 0] > 0, strict=True):
-            assert image[mask].max() < image[~mask].min()
+            dark = image < (image[mask].median() + image[~mask].median()) / 2  # the edge may be out of focus
+            assert (dark & mask).sum() > 0.7 * (dark | mask).sum()
+
+
+def test_half_of_the_crops_are_out_of_focus():
+    edge = np.zeros((32, 32, 3), np.float32)
+    edge[:, 16:] = 0.5
+    steps = [np.abs(np.diff(segmenter._camera(edge, np.random.default_rng(n)), axis=1)).max() for n in range(60)]
+    assert 15 <= sum(step < 0.4 for step in steps) <= 45
 
 
 def test_smaller_images_are_continued_by_reflection_defects_and_all(split):
