@@ -20,7 +20,7 @@ from sard_lora.images import DataError, Problem, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, SUFFIXES
 from sard_lora.masks import foreground, sample_mask
-from sard_lora.synthesis import Job, SynthesizeConfig, Synthesizer, compose
+from sard_lora.synthesizer import Job, SynthesizeConfig, Synthesizer, compose
 
 MAX_PIXELS = 64_000_000
 PAINTED = "painted"

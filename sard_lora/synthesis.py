@@ -8,307 +8,35 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from sard_lora.adapter import Adapter
 from sard_lora.atomic import make_folder, write_text
-from sard_lora.critic import rank_score
-from sard_lora.data import named_anomalies, normal_images
+from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
-from sard_lora.layouts import GOOD, Sample
-from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, split_mask
-from sard_lora.pipelines.sard_inpaint import (
-    BACKGROUNDS,
-    COMPOSITES,
-    REGIONS,
-    SardInpaintOutput,
-    SardInpaintPipeline,
+from sard_lora.layouts import Sample
+from sard_lora.masks import MaskBank
+from sard_lora.synthesizer import (
+    Candidate,
+    Draw,
+    Job,
+    SynthesizeConfig,
+    Synthesizer,
+    chosen_strength,
+    compose,
+    default_candidates,
+    mask_bank,
+    mask_digest,
 )
-from sard_lora.precision import mixed_precision
-from sard_lora.transplant import transplant
 
 SETTINGS = "synthesis.json"
-STRENGTH = 0.3
-"""How much of the way to noise a real defect is taken before it is drawn anew."""
-CANDIDATES = 3
-"""How many are made for each mask where every one comes from noise alone."""
-IN_PLACE = "sard in place"
-"""The method in the record of an image that is a defective one, its defect drawn anew."""
-
-
-@dataclass
-class SynthesizeConfig:
-    """Settings of one synthetic data set."""
-
-    adapter: Path
-    """Adapter folder, or user/name on the Hugging Face Hub."""
-    data: Path
-    """Normal images: a data set (its training side is used) or a plain folder of images."""
-    output: Path
-    """Where the labelled data set goes (MVTec-AD layout)."""
-    category: str | None = None
-    """Category inside the data set; default: the folder itself."""
-    count: int = 100
-    """Labelled images to make."""
-    per_defect: bool = False
-    """Make COUNT images of every defect, instead of COUNT in all."""
-    defects: list[str] | None = None
-    """Defects to make; default: all that the adapter knows."""
-    base: str | None = None
-    """Where the adapter's base lies, when not at its own name."""
-    candidates: int | None = None
-    """Candidates for each mask; the critic keeps the best one that can be seen. Default: 3 from noise, 1 where it
-    starts from real defects, for these differ little."""
-    min_visibility: float = 2.0
-    """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected."""
-    max_attempts: int = 6
-    """Masks tried for one image before it is given up."""
-    fills: bool = False
-    """Fill the masks with the product as it should be (the no-defect prompt), in place of a defect: to see whether a
-    segmenter can tell what was written from what was not, and to teach it that this is no defect."""
-    masks: str = "real"
-    """Where masks come from: real (the few-shot ones, transformed), perlin, stroke or mixed."""
-    mask_bank: Path | None = None
-    """Folder of masks, <defect>/<name>.png, in place of the adapter's own."""
-    background: str | None = None
-    """Background mode of RCD; default: the adapter's."""
-    composite: str = "change"
-    """Write the change that diffusion makes (change), only where the defect makes it (defect), or decoded pixels
-    (pixels)."""
-    region: str = "window"
-    """Generate in a window around the mask, or in the full image: window or full."""
-    guidance_scale: float | None = None
-    """Defect guidance; default: the adapter's, or none (1) where diffusion starts from real defects."""
-    strength: float | None = None
-    """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
-    alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
-    in_place: float = 0.5
-    """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
-    its defect drawn anew where it is; every picture in turn."""
-    num_inference_steps: int | None = None
-    """Steps of the reverse diffusion; default: the adapter's."""
-    batch_size: int = 12
-    """Windows generated at once."""
-    copy_normals: bool = True
-    """Also copy the normal images to train/good, so that the set stands alone."""
-    seed: int = 0
-    """Seed of everything random."""
-    device: str | None = None
-    """Where to run; default: the GPU when there is one."""
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("background", self.background, (None, *BACKGROUNDS)),
-            ("composite", self.composite, COMPOSITES),
-            ("region", self.region, REGIONS),
-            ("masks", self.masks, ("mixed", "real", "perlin", "stroke")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
-        if self.strength is not None and not 0 < self.strength <= 1:
-            raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
-        if not 0 <= self.in_place <= 1:
-            raise ValueError(f"in_place={self.in_place} has to be from 0 to 1")
-        for name in ("count", "candidates", "max_attempts", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
-
-
-@dataclass
-class Job:
-    """One image to make: number i of the whole set, where it goes, and its `turn` among those of its defect."""
-
-    number: int
-    defect: str
-    name: str
-    turn: int = 0
-    rejected: int = 0
-
-
-@dataclass
-class Draw:
-    """An image and a mask for one attempt at a job; every part of the mask has seeds of its own.
-
-    `source` is the image's file. `start` is the image with a real defect in the mask, or None; where a defect is drawn
-    anew `in_place`, it is the image itself.
-    """
-
-    job: Job
-    source: Path
-    image: Image.Image
-    mask: np.ndarray
-    mask_origin: str
-    start: Image.Image | None
-    parts: list[np.ndarray]
-    seeds: list[list[int]]
-    in_place: bool = False
-
-
-class Candidate(NamedTuple):
-    """A picture with one part of a mask written: how visible that is, the critic's opinion, and the seed."""
-
-    image: Image.Image
-    visibility: float
-    score: float
-    seed: int
-
-
-class Synthesizer:
-    """An adapter loaded for synthesis: the pipeline, its critic and its masks."""
-
-    def __init__(self, adapter: Adapter, config: SynthesizeConfig) -> None:
-        self.adapter, self.config = adapter, config
-        self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.pipe: SardInpaintPipeline = adapter.pipeline(config.base, self.device, dtype)
-        self.pipe.fuse_lora(components=["unet"])  # one adapter, many images: its layers need not be added every time
-        critic = adapter.critic()
-        self.critic = critic.to(self.device) if critic is not None else None
-
-    @cached_property
-    def bank(self) -> MaskBank:
-        """The masks that new ones are made from; raises as `mask_bank`."""
-        return mask_bank(self.adapter, self.config)
-
-    @cached_property
-    def strength(self) -> float:
-        """How much the real defects are changed that diffusion starts from; 1 is from noise alone."""
-        return chosen_strength(self.config, self.bank)
-
-    @property
-    def candidates(self) -> int:
-        """How many candidates are made for each part of a mask."""
-        return self.config.candidates or default_candidates(self.strength)
-
-    def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
-        """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
-        rng = np.random.default_rng([self.config.seed, job.number, attempt])
-        bank, moved = self.bank.for_defect(job.defect), self.strength < 1
-        if moved and not self.config.fills and (entry := self._in_place(bank, job.turn)):
-            image = load_image(entry.image)
-            draw = self.plan(job, entry.image, image, entry.mask, entry.origin, rng, image)
-            return replace(draw, in_place=True)
-        source = normals[rng.integers(len(normals))].image
-        image = load_image(source)
-        options = self.adapter.config.sampling.mask_options(job.defect, moved)
-        placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
-        start = None
-        if moved:
-            if self.config.fills:
-                placement = placement._replace(image=normals[rng.integers(len(normals))].image)
-            start = transplant(image, placement)
-        return self.plan(job, source, image, placement.mask, placement.origin, rng, start)
-
-    def _in_place(self, bank: Sequence[BankMask], turn: int) -> BankMask | None:
-        """The real defect to draw anew where it is, or None: every one is taken before one is taken again."""
-        number = int(turn * self.config.in_place)
-        if int((turn + 1) * self.config.in_place) == number:
-            return None
-        lap, place = divmod(number, len(bank))
-        return bank[np.random.default_rng([self.config.seed, lap]).permutation(len(bank))[place]]
-
-    def plan(
-        self,
-        job: Job,
-        source: Path,
-        image: Image.Image,
-        mask: np.ndarray,
-        origin: str,
-        rng: np.random.Generator,
-        start: Image.Image | None = None,
-    ) -> Draw:
-        """What to generate for a mask ((H, W) bool) of an image: its parts, and seeds for their candidates.
-
-        From noise, unless there is an image to `start` from.
-        """
-        sampling = self.adapter.config.sampling
-        whole = self.config.region == "full"
-        parts = [mask] if whole else split_mask(mask, sampling.context, sampling.min_side)
-        seeds = rng.integers(2**31, size=(len(parts), self.candidates)).tolist()
-        return Draw(job, source, image, mask, origin, start, parts, seeds)
-
-    def generate(self, draws: Sequence[Draw]) -> list[list[list[Candidate]]]:
-        """For every draw and every part of its mask the candidates; without a critic every score is 0."""
-        wanted = [(draw, part, seeds) for draw in draws for part, seeds in zip(draw.parts, draw.seeds, strict=True)]
-        size = max(1, self.config.batch_size // self.candidates)
-        batches = [self._candidates(wanted[start : start + size]) for start in range(0, len(wanted), size)]
-        flat = (candidate for batch in batches for candidate in batch)
-        return [[[next(flat) for _ in seeds] for seeds in draw.seeds] for draw in draws]
-
-    def _candidates(self, wanted: Sequence[tuple[Draw, np.ndarray, list[int]]]) -> list[Candidate]:
-        with mixed_precision(self.device):
-            output = self._sample(wanted)
-        scores = [0.0] * len(output.images)
-        if self.critic is not None:
-            scores = rank_score(
-                self.critic,
-                output.latents.float(),
-                output.latent_masks.float(),
-                self.pipe.scheduler.alphas_cumprod.float(),
-                self.config.background or self.adapter.config.sampling.background,
-                self.adapter.config.critic_grid,
-            ).tolist()
-        seeds = [seed for _, _, seeds in wanted for seed in seeds]
-        return [Candidate(*row) for row in zip(output.images, output.visibility, scores, seeds, strict=True)]
-
-    def _sample(self, wanted: Sequence[tuple[Draw, np.ndarray, list[int]]]) -> SardInpaintOutput:
-        config, own = self.config, self.adapter.config
-        chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
-        moved = all(draw.start is not None for draw, _, _ in wanted)
-        settings = own.sampling.arguments(own.base.resolution, [draw.job.defect for draw, _, _ in wanted], moved)
-        if moved:
-            settings["guidance_scale"] = 1.0  # what it starts from is a defect already
-        settings |= {name: value for name, value in chosen.items() if value}
-        if config.fills:
-            settings["guidance_scale"] = 1.0  # nothing to amplify: both prompts would be the same
-        return self.pipe(
-            [self.adapter.prompt(GOOD if config.fills else draw.job.defect) for draw, _, _ in wanted],
-            image=[draw.image for draw, _, _ in wanted],
-            mask_image=[Image.fromarray(part) for _, part, _ in wanted],
-            negative_prompt=self.adapter.prompt(GOOD),
-            strength=max(self.strength, 1.001 / settings["num_inference_steps"]) if moved else 1.0,  # one step at least
-            init_image=[draw.start for draw, _, _ in wanted] if moved else None,
-            composite=config.composite,
-            region=config.region,
-            num_images_per_prompt=self.candidates,
-            generator=[torch.Generator().manual_seed(seed) for _, _, seeds in wanted for seed in seeds],
-            **settings,
-        )
-
-
-def mask_bank(adapter: Adapter, config: SynthesizeConfig) -> MaskBank:
-    """The masks to shape new ones by: those given, or the adapter's. Raises ValueError or OSError without any."""
-    if config.mask_bank:
-        return MaskBank.load(config.mask_bank)
-    return adapter.masks().with_images(named_anomalies(config.data, config.category, adapter.config.data["images"]))
-
-
-def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
-    """The strength asked for, or the default. Raises ValueError where there are no real defects to start from."""
-    known = config.masks == "real" and all(entry.image for entry in bank.masks)
-    if config.strength is None:
-        return STRENGTH if known else 1.0
-    if config.strength < 1 and not known:
-        raise ValueError(
-            f"strength={config.strength} starts from the real defects that the adapter was trained on, and "
-            f"{config.data} does not hold them all under the adapter's masks. Give the data set that it was trained on "
-            "and masks=real, or strength=1"
-        )
-    return config.strength
-
-
-def default_candidates(strength: float) -> int:
-    """How many candidates are worth their time: what starts from the same real defect differs little."""
-    return 1 if strength < 1 else CANDIDATES
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
@@ -363,7 +91,7 @@ def verify(root: Path, normals_root: Path) -> dict[str, Any]:
         normal = np.asarray(load_image(normals_root / record["normal"]))
         changed = (image != normal).any(-1)
         outside += int((changed & ~label).sum())
-        labels_hold &= _digest(label) == record["mask_sha256"] and bool(changed.any())
+        labels_hold &= mask_digest(label) == record["mask_sha256"] and bool(changed.any())
     return {"pixels_changed_outside_mask": outside, "labels_equal_written_region": labels_hold and outside == 0}
 
 
@@ -403,34 +131,6 @@ def _write(
     image, mask, record = compose(synthesizer, draw, best)
     record |= {"normal": _relative(draw.source, config.data, config.category)}
     labelled.add(job.defect, job.name, image, mask, record)
-
-
-def compose(
-    synthesizer: Synthesizer, draw: Draw, chosen: Sequence[tuple[np.ndarray, Candidate]]
-) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
-    """The image with the chosen candidates of parts written, grey where its own picture is grey; mask and record."""
-    config, job = synthesizer.config, draw.job
-    pixels, mask = np.array(draw.image), np.zeros_like(draw.mask)
-    for part, candidate in chosen:
-        pixels[part] = np.asarray(candidate.image)[part]
-        mask |= part
-    image = Image.fromarray(pixels)
-    candidates = [candidate for _, candidate in chosen]
-    with Image.open(draw.source) as file:
-        grey = file.mode in ("1", "L", "I", "I;16")
-    record = {
-        "mask_origin": draw.mask_origin,
-        "mask_sha256": _digest(mask),
-        "defect": job.defect,
-        "prompt": synthesizer.adapter.prompt(GOOD if config.fills else job.defect),
-        "seed": candidates[0].seed,
-        "critic_score": float(np.mean([candidate.score for candidate in candidates])),
-        "visibility": min(candidate.visibility for candidate in candidates),
-        "parts": len(chosen),
-        "rejected": job.rejected,
-        "method": "fill" if config.fills else IN_PLACE if draw.in_place else "sard",
-    }
-    return image.convert("L") if grey else image, mask, record
 
 
 def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[Job]:
@@ -495,9 +195,5 @@ def _bank_digest(bank: MaskBank) -> str:
     """Tells one bank of masks from another."""
     digest = hashlib.sha256()
     for entry in bank.masks:
-        digest.update(f"{entry.origin} {entry.mask.shape} {_digest(entry.mask)}".encode())
+        digest.update(f"{entry.origin} {entry.mask.shape} {mask_digest(entry.mask)}".encode())
     return digest.hexdigest()[:16]
-
-
-def _digest(mask: np.ndarray) -> str:
-    return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()

@@ -20,7 +20,7 @@ from sard_lora.evaluation.segmenters import Segmenter
 from sard_lora.images import load_image, load_mask
 from sard_lora.labelled import records_by_image
 from sard_lora.layouts import Sample
-from sard_lora.synthesis import IN_PLACE
+from sard_lora.synthesizer import IN_PLACE
 
 CHANGED = 4.0
 """Grey levels, mean over 3 × 3 pixels, from which a change counts as seen."""

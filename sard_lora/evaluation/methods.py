@@ -24,7 +24,8 @@ from sard_lora.evaluation.baselines import BASELINES, write_baseline
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.synthesis import SynthesizeConfig, synthesize
+from sard_lora.synthesis import synthesize
+from sard_lora.synthesizer import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 

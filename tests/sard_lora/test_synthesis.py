@@ -11,7 +11,8 @@ from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.masks import Placement
-from sard_lora.synthesis import SynthesizeConfig, Synthesizer, synthesize, verify
+from sard_lora.synthesis import synthesize, verify
+from sard_lora.synthesizer import CANDIDATES, IN_PLACE, STRENGTH, Job, SynthesizeConfig, Synthesizer
 
 
 def settings(adapter, mvtec, output, **changes) -> SynthesizeConfig:
@@ -104,7 +105,7 @@ def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(
         mask[3:9, 3:9] = mask[-6:-2, -6:-2] = True
         return Placement(mask, "two spots")
 
-    monkeypatch.setattr(synthesis, "sample_mask", two_spots)
+    monkeypatch.setattr("sard_lora.synthesizer.sample_mask", two_spots)
     synthesize(settings(adapter, mvtec, tmp_path / "both", count=1))
     record = next(LabelledSet(tmp_path / "both").records())
     assert record["parts"] == 2
@@ -143,7 +144,7 @@ def test_real_defects_are_where_diffusion_starts_from(adapter, mvtec, tmp_path):
     assert report["settings"]["strength"] == 0.5
     assert verify(tmp_path / "set", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
     synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set"))
-    assert synthesizer.strength == synthesis.STRENGTH
+    assert synthesizer.strength == STRENGTH
     draw = synthesizer.draw(synthesis._plan(synthesizer.config, adapter)[0], 0, normal_images(mvtec, None))
     started = np.asarray(draw.start)
     assert (started[draw.mask] < 60).mean() > 0.5, "a dark square, as on the real parts"
@@ -159,7 +160,7 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
     assert (report["synthesized"], report["rejected"]) == (5, 0)
     assert verify(tmp_path / "set", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
     for record in LabelledSet(tmp_path / "set").records():
-        assert record["method"] == synthesis.IN_PLACE
+        assert record["method"] == IN_PLACE
         assert record["normal"] in adapter.config.data["images"]
         mask = mvtec / record["normal"].replace("test/", "ground_truth/").replace(".png", "_mask.png")
         label = np.array(Image.open(tmp_path / "set" / record["mask_file_name"]))
@@ -167,17 +168,17 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
     half = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "half", in_place=0.5))
     normals = normal_images(mvtec, None)
     bank = half.bank.for_defect("hole")
-    draws = [half.draw(synthesis.Job(0, "hole", "", turn), 0, normals) for turn in range(4 * len(bank))]
+    draws = [half.draw(Job(0, "hole", "", turn), 0, normals) for turn in range(4 * len(bank))]
     for lap in (draws[: 2 * len(bank)], draws[2 * len(bank) :]):  # every picture once before one comes again
         assert sorted(draw.source for draw in lap if draw.in_place) == sorted(entry.image for entry in bank)
     fills = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "fills", in_place=1.0, fills=True))
-    assert not fills.draw(synthesis.Job(0, "hole", ""), 0, normals).in_place
+    assert not fills.draw(Job(0, "hole", ""), 0, normals).in_place
 
 
 def test_without_the_real_defects_diffusion_starts_from_noise(adapter, mvtec, tmp_path):
     plain = mvtec / "train/good"
     from_noise = Synthesizer(adapter, settings(adapter, plain, tmp_path / "set", candidates=None))
-    assert (from_noise.strength, from_noise.candidates) == (1.0, synthesis.CANDIDATES)
+    assert (from_noise.strength, from_noise.candidates) == (1.0, CANDIDATES)
     assert Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", candidates=None)).candidates == 1
     with pytest.raises(ValueError, match=r"strength=0.4 starts from the real defects.*good does not hold them all"):
         synthesize(settings(adapter, plain, tmp_path / "set", strength=0.4))
@@ -197,7 +198,7 @@ def test_fills_are_asked_for_without_a_defect_and_none_is_rejected(adapter, mvte
 
 
 def test_critic_ranks_the_candidates(adapter, mvtec, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesis, "rank_score", lambda critic, z0, *rest: -z0.mean((1, 2, 3)))
+    monkeypatch.setattr("sard_lora.synthesizer.rank_score", lambda critic, z0, *rest: -z0.mean((1, 2, 3)))
     synthesize(settings(adapter, mvtec, tmp_path / "set", count=1, candidates=4))
     best = next(LabelledSet(tmp_path / "set").records())
     scores = []

@@ -10,7 +10,7 @@ from sard_lora.evaluation.fidelity import defect_features, exactness, feature_fi
 from sard_lora.evaluation.segmenters import build_segmenter
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.synthesis import IN_PLACE
+from sard_lora.synthesizer import IN_PLACE
 
 
 def one_sample(root, mvtec, change: int, outside: int, method: str = "sard") -> Sample:
