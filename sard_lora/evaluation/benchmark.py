@@ -65,15 +65,15 @@ class BenchmarkConfig:
     """Real images a defect; by default a third of the groups."""
     adapter_steps: int = 500
     """Optimizer steps of every adapter."""
-    unet_steps: int = 1000
+    unet_steps: int = 1500
     """Training steps of the U-Net."""
-    segformer_steps: int = 2000
-    """Training steps of SegFormer."""
+    segformer_start: int = 1500
+    """Steps that SegFormer first trains on drawn surfaces with drawn defects, once for all methods and seeds
+    (`sard_lora.evaluation.start`); 0 starts it from random weights."""
+    segformer_steps: int = 600
+    """Training steps of SegFormer, from there."""
     bisenetv2_steps: int = 1500
     """Training steps of BiSeNet V2."""
-    start_steps: int = 0
-    """Steps that every segmenter first trains on drawn surfaces with drawn defects, once for all methods and seeds
-    (`sard_lora.evaluation.start`); 0 starts each from random weights."""
     fills: int = 0
     """Fills of every method for the shortcut test (`sard_lora.evaluation.shortcut`), with the first segmenter and
     seed; 0 leaves it out."""
@@ -93,7 +93,7 @@ class BenchmarkConfig:
         for name in ("seeds", "count", "adapter_steps", "unet_steps", "segformer_steps", "bisenetv2_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
-        for name in ("adapt_steps", "start_steps", "fills"):
+        for name in ("adapt_steps", "segformer_start", "fills"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 0")
 
@@ -101,11 +101,14 @@ class BenchmarkConfig:
         """How one segmenter is trained."""
         return self._training(segmenter, getattr(self, f"{segmenter}_steps"), seed)
 
+    def start_steps(self, segmenter: str) -> int:
+        """Steps on drawn surfaces before those of `training`."""
+        return self.segformer_start if segmenter == "segformer" else 0
+
     def start(self, segmenter: str) -> Path | None:
-        """The weights that every segmenter of a kind starts from, trained now unless they are there; None: random."""
-        if not self.start_steps:
-            return None
-        return common_start(self.output / "start", self._training(segmenter, self.start_steps, 0))
+        """The weights that a segmenter starts from, trained now unless they are there; None: random ones."""
+        steps = self.start_steps(segmenter)
+        return common_start(self.output / "start", self._training(segmenter, steps, 0)) if steps else None
 
     def _training(self, segmenter: str, steps: int, seed: int) -> SegmenterConfig:
         return SegmenterConfig(segmenter=segmenter, size=self.size, steps=steps, seed=seed, device=self.device)
@@ -198,7 +201,8 @@ def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> I
         for segmenter in split_names(config.segmenters):
             training = config.training(segmenter, seed)
             folder = work / "cells" / f"seed{seed}" / method / segmenter
-            key = {"method": method, "training": asdict(training), **shared}
+            start_steps = config.start_steps(segmenter)
+            key = {"method": method, "training": asdict(training), "start_steps": start_steps, **shared}
             result = finished_cell(folder, key)
             if result is None:
                 sets = sets or _sets(config, category, split, work, seed)
@@ -228,7 +232,7 @@ def _shared_key(config: BenchmarkConfig, split: Split, tested: Sequence[Sample])
         "base": bases.describe(config.base).revision,
         "train": fingerprint([*split.train, *split.normals]),
         "test": fingerprint(tested),
-        **{name: getattr(config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps", "start_steps")},
+        **{name: getattr(config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
     }
 
 

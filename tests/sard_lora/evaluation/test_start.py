@@ -26,12 +26,13 @@ def test_drawn_products_show_every_defect_and_can_be_continued(tmp_path):
 
 def test_a_start_is_trained_once_and_training_goes_on_from_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "draw_products", few)
-    config = BenchmarkConfig(tmp_path, tmp_path, start_steps=2)
+    config = BenchmarkConfig(tmp_path, tmp_path, segformer_start=2)
     monkeypatch.setattr(config, "_training", lambda name, steps, seed: tiny(steps, seed))
-    folder = config.start("unet")
+    folder = config.start("segformer")
     monkeypatch.setattr(module, "train_segmenter", None)  # it is there: nothing is trained again
-    assert config.start("unet") == folder == common_start(tmp_path / "start", tiny(2, 0))
-    assert BenchmarkConfig(tmp_path, tmp_path).start("unet") is None
+    assert config.start("segformer") == folder == common_start(tmp_path / "start", tiny(2, 0))
+    assert config.start("unet") is None
+    assert BenchmarkConfig(tmp_path, tmp_path, segformer_start=0).start("segformer") is None
     drawn = open_category(tmp_path / "start" / "drawn")
     slow = SegmenterConfig(steps=1, batch_size=2, crop=32, learning_rate=1e-9)
     moved = train_segmenter(drawn.anomalies, drawn.train_normals, slow, start=folder)
