@@ -164,9 +164,10 @@ def sample_mask(
     - `perlin`: a patch of thresholded Perlin noise; `stroke`: a winding line. Both as large as a bank mask.
     - `mixed`: one of the three, half of the time `real`.
 
-    With probability `keep_location` it lies near where the real one was (edges chip at edges; a real mask is then
-    turned by little and keeps touching the borders that it touched), else anywhere on the foreground. Without `rotate`,
-    for products with a direction, it is never turned by more than a little. It is widened by `margin` in the end.
+    With probability `keep_location`, and always where the real one touches the image's border (edges chip at edges), it
+    lies near where that was, is turned by little and keeps touching that border; else anywhere on the foreground.
+    Without `rotate`, for products with a direction, it is never turned by more than a little. It is widened by `margin`
+    in the end.
     Raises `ValueError` for an empty foreground, an empty bank, or an unknown source.
     """
     if source not in SOURCES:
@@ -176,7 +177,7 @@ def sample_mask(
     if not bank:
         raise ValueError("the mask bank is empty. Give at least one real mask of the defect.")
     entry = bank[rng.integers(len(bank))]
-    keep = rng.random() < keep_location
+    keep = rng.random() < keep_location or _at_border(entry.mask)
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
@@ -248,6 +249,10 @@ def perlin(shape: tuple[int, int], cell: float, rng: np.random.Generator) -> np.
 
 def _as_bool(mask: Image.Image) -> np.ndarray:
     return np.asarray(mask) > 0
+
+
+def _at_border(mask: np.ndarray) -> bool:
+    return bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
 
 
 def _anywhere(foreground: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:

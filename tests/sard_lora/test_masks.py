@@ -119,8 +119,8 @@ def test_chips_stay_at_the_edge_and_bands_stay_across_the_image():
     for size in (40, 64, 128):
         place = np.ones((size, size), bool)
         for _ in range(20):
-            assert sample_mask(bank_of(chip), place, rng, keep_location=1.0)[0][-1].any()
-            across = sample_mask(bank_of(band), place, rng, keep_location=1.0).mask
+            assert sample_mask(bank_of(chip), place, rng, keep_location=0.0)[0][-1].any()
+            across = sample_mask(bank_of(band), place, rng, keep_location=0.0).mask
             assert across[:, 0].any() and across[:, -1].any() and not across.all()
 
 
