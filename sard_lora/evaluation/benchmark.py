@@ -7,6 +7,7 @@ where it stopped and ends with the same table. No figure is chosen on anything t
 import json
 import os
 import platform
+import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -325,13 +326,22 @@ def _report(config: BenchmarkConfig, cells: Sequence[Cell]) -> dict[str, Any]:
             for defect in group[0].result["per_defect"]
         }
         rows.append(row)
+    settings = {name: v.name if isinstance(v, Path) else v for name, v in asdict(config).items()}
     return {
-        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()},
+        "command": _command(settings),
+        "settings": settings,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "versions": {name: version(name) for name in ("sard-lora", "torch", "diffusers", "transformers", "monai")},
         "rows": rows,
     }
+
+
+def _command(settings: dict[str, Any]) -> str:
+    """The command with these settings; those that are the defaults are left out."""
+    usual = asdict(BenchmarkConfig(Path()))
+    given = {name: value for name, value in settings.items() if name != "output" and value != usual[name]}
+    return " ".join(["sard-lora benchmark", *(f"--{name} {shlex.quote(str(value))}" for name, value in given.items())])
 
 
 def _spread(values: Sequence[float | None], scale: float = 1) -> dict[str, float] | None:

@@ -32,6 +32,9 @@ def test_rows_hold_percentages_over_the_seeds(small):
         assert {"dataset", "base", "images", "miou", "ap", "aupro", "false_alarms"} <= set(row)
         assert 0 <= row["miou"]["mean"] <= 100 and row["miou"]["std"] >= 0
     assert json.loads((small.output / "benchmark.json").read_text())["rows"] == report["rows"]
+    command = f"sard-lora benchmark --data plate --base {small.base} --methods real,paste+real --segmenters unet"
+    assert report["command"] == f"{command} --seeds 2 --count 3"
+    assert str(small.output.parent) not in json.dumps(report["settings"] | {"base": ""})
     assert "| paste+real |" in (small.output / "benchmark.md").read_text()
     page = (small.output / "index.html").read_text()
     assert "paste+real" in page and "data:image/jpeg" in page
