@@ -152,6 +152,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
             cell.method: cell.folder / "predictions"
             for cell in cells
             if (cell.dataset, cell.seed, cell.segmenter) == (category.name, 0, cells[0].segmenter)
+            and (cell.folder / "predictions").is_dir()  # figures may have been brought here alone
         }
         for category in categories
     }

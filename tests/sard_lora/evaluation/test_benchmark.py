@@ -1,6 +1,7 @@
 """The benchmark: one row a method and segmenter, killed and started again ends with the same table."""
 
 import json
+import shutil
 
 import pytest
 
@@ -57,6 +58,8 @@ def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, t
     monkeypatch.setattr(module, "run_cell", run)
     for part in ("rows", "fidelity"):
         assert benchmark(killed)[part] == whole[part]
+    for folder in killed.output.rglob("predictions"):
+        shutil.rmtree(folder)
     monkeypatch.setattr(module, "run_cell", None)  # everything is there: nothing is trained or measured again
     monkeypatch.setattr(module, "defect_features", None)
     for part in ("rows", "fidelity"):
