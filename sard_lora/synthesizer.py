@@ -19,7 +19,6 @@ from sard_lora.critic import rank_score
 from sard_lora.data import named_anomalies
 from sard_lora.images import load_image
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.likeness import most_alike
 from sard_lora.masks import BankMask, MaskBank, Placement, foreground, sample_mask, split_mask
 from sard_lora.pipelines.sard_inpaint import (
     BACKGROUNDS,
@@ -197,21 +196,16 @@ class Synthesizer:
     def _draw_real(
         self, job: Job, bank: Sequence[BankMask], normals: Sequence[Sample], rng: np.random.Generator
     ) -> Draw:
-        """A real defect to start from: in its place, or moved to a normal image that looks like its own.
-
-        For a fill it is a piece of a normal image that is moved.
-        """
+        """Start from a real defect, in its place or moved to a normal image; for a fill, from a piece of a normal one."""
         if not self.config.fills and (entry := self._in_place(bank, job.turn)):
             image = load_image(entry.image)
             draw = self.plan(job, entry.image, image, entry.mask, entry.origin, rng, image)
             return replace(draw, in_place=True)
-        entry = bank[rng.integers(len(bank))]
-        picture = normals[rng.integers(len(normals))].image if self.config.fills else entry.image
-        source = most_alike(picture, [sample for sample in normals if sample.image != picture] or normals, rng).image
+        source = normals[rng.integers(len(normals))].image
         image = load_image(source)
-        placement = self._placement(job, [entry], image, rng)
+        placement = self._placement(job, bank, image, rng)
         if self.config.fills:
-            placement = placement._replace(image=picture)
+            placement = placement._replace(image=normals[rng.integers(len(normals))].image)
         start = transplant(image, placement)
         return self.plan(job, source, image, placement.mask, placement.origin, rng, start)
 
