@@ -196,7 +196,7 @@ class Synthesizer:
     def _draw_real(
         self, job: Job, bank: Sequence[BankMask], normals: Sequence[Sample], rng: np.random.Generator
     ) -> Draw:
-        """Start from a real defect, in its place or moved to a normal image; for a fill, from a piece of a normal one."""
+        """Start from a real defect, in its place or moved; for a fill, from a piece of a normal image."""
         if not self.config.fills and (entry := self._in_place(bank, job.turn)):
             image = load_image(entry.image)
             draw = self.plan(job, entry.image, image, entry.mask, entry.origin, rng, image)
