@@ -84,7 +84,7 @@ class SynthesizeConfig:
     strength: float | None = None
     """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
-    in_place: float = 0.5
+    in_place: float = 0.75
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn."""
     num_inference_steps: int | None = None
