@@ -200,7 +200,11 @@ def _reflect_to(image: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndar
 def _random_crop(
     image: np.ndarray, mask: np.ndarray, side: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A crop that holds a random pixel of the mask, anywhere in it; without a mask, a crop from anywhere."""
+    """A crop that holds a random pixel of the mask, anywhere in it; without a mask, a crop about any pixel at all.
+
+    That is moved into the image, so that it often ends at its border. Defects that touch the border are always seen
+    there, and where normal crops hardly ever are, the border itself becomes the sign of a defect.
+    """
     pixels = np.flatnonzero(mask)
     origin = []
     if pixels.size:
@@ -209,7 +213,7 @@ def _random_crop(
             low, high = max(0, position - side + 1), min(position, length - side)
             origin.append(rng.integers(low, high + 1))
     else:
-        origin = [rng.integers(length - side + 1) for length in mask.shape]
+        origin = [np.clip(rng.integers(length) - side // 2, 0, length - side) for length in mask.shape]
     window = tuple(slice(start, start + side) for start in origin)
     return image[window], mask[window]
 

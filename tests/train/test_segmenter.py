@@ -84,6 +84,16 @@ def test_masks_stay_on_their_defects_through_crop_and_flip(split):
             assert (dark & mask).sum() > 0.7 * (dark | mask).sum()
 
 
+def test_normal_crops_often_end_at_the_border_of_their_image():
+    rows = np.repeat(np.arange(96, dtype=np.uint8)[:, None, None], 96, 1).repeat(3, 2)
+    rng = np.random.default_rng(0)
+    crops = [segmenter._random_crop(rows, np.zeros((96, 96), bool), 32, rng)[0] for _ in range(300)]
+    assert all(crop.shape == (32, 32, 3) for crop in crops)
+    for border in (sum(crop.min() == 0 for crop in crops), sum(crop.max() == 95 for crop in crops)):
+        assert 30 <= border <= 80  # a sixth: half of a crop of the image's length
+    assert len({int(crop.min()) for crop in crops}) > 50
+
+
 def test_half_of_the_crops_are_out_of_focus():
     edge = np.zeros((32, 32, 3), np.float32)
     edge[:, 16:] = 0.5
