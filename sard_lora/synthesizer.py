@@ -19,7 +19,7 @@ from sard_lora.critic import rank_score
 from sard_lora.data import named_anomalies
 from sard_lora.images import load_image
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.masks import BankMask, MaskBank, Placement, foreground, sample_mask, split_mask
+from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, split_mask
 from sard_lora.pipelines.sard_inpaint import (
     BACKGROUNDS,
     COMPOSITES,
@@ -180,38 +180,27 @@ class Synthesizer:
     @property
     def candidates(self) -> int:
         """How many candidates are made for each part of a mask."""
-        return self.config.candidates or default_candidates(self.strength)
+        return chosen_candidates(self.config, self.strength)
 
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         bank = self.bank.for_defect(job.defect)
-        if self.strength < 1:
-            return self._draw_real(job, bank, normals, rng)
-        source = normals[rng.integers(len(normals))].image
-        image = load_image(source)
-        placement = self._placement(job, bank, image, rng)
-        return self.plan(job, source, image, placement.mask, placement.origin, rng)
-
-    def _draw_real(
-        self, job: Job, bank: Sequence[BankMask], normals: Sequence[Sample], rng: np.random.Generator
-    ) -> Draw:
-        """Start from a real defect, in its place or moved; for a fill, from a piece of a normal image."""
-        if not self.config.fills and (entry := self._in_place(bank, job.turn)):
+        moved = self.strength < 1
+        if moved and not self.config.fills and (entry := self._in_place(bank, job.turn)):
             image = load_image(entry.image)
             draw = self.plan(job, entry.image, image, entry.mask, entry.origin, rng, image)
             return replace(draw, in_place=True)
         source = normals[rng.integers(len(normals))].image
         image = load_image(source)
-        placement = self._placement(job, bank, image, rng)
-        if self.config.fills:
-            placement = placement._replace(image=normals[rng.integers(len(normals))].image)
-        start = transplant(image, placement)
+        options = self.adapter.config.sampling.mask_options(job.defect, moved)
+        placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
+        start = None
+        if moved:
+            if self.config.fills:
+                placement = placement._replace(image=normals[rng.integers(len(normals))].image)
+            start = transplant(image, placement)
         return self.plan(job, source, image, placement.mask, placement.origin, rng, start)
-
-    def _placement(self, job: Job, bank: Sequence[BankMask], image: Image.Image, rng: np.random.Generator) -> Placement:
-        options = self.adapter.config.sampling.mask_options(job.defect, self.strength < 1)
-        return sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
 
     def _in_place(self, bank: Sequence[BankMask], turn: int) -> BankMask | None:
         """The real defect to draw anew where it is, or None: every one is taken before one is taken again."""
@@ -311,9 +300,9 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
     return config.strength
 
 
-def default_candidates(strength: float) -> int:
-    """How many candidates are worth their time: what starts from the same real defect differs little."""
-    return 1 if strength < 1 else CANDIDATES
+def chosen_candidates(config: SynthesizeConfig, strength: float) -> int:
+    """The candidates asked for, or as many as are worth their time: from the same real defect they differ little."""
+    return config.candidates or (1 if strength < 1 else CANDIDATES)
 
 
 def compose(

@@ -85,8 +85,8 @@ def train_segmenter(
     `anomalies` have masks; defect types are drawn evenly, then an image of the type. `decoys` are normal images that
     were written into where their mask is, with nothing that is a defect: half of the normal crops show one, labelled
     normal, so that the writing itself is no sign of a defect. `start` is a folder that `save_segmenter` wrote: training
-    goes on from those weights, in place of random ones. `progress` is called with the step (from 1) and its
-    loss. The same samples, config and thread count give the same weights.
+    goes on from those weights, in place of random ones. `progress` is called with the step (from 1) and its loss. The
+    same samples, config and thread count give the same weights.
     Raises `ValueError` without anomalies, without normals where a share of them is asked for, and for a loss of NaN.
     """
     crops = CropSource(anomalies, normals, config, decoys)

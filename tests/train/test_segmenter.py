@@ -74,14 +74,14 @@ def test_decoys_are_shown_where_they_were_written_and_labelled_normal(split):
     assert 30 < shown < 90
 
 
-def test_masks_stay_on_their_defects_through_crop_and_flip(split):
-    """The squares are the darkest thing on the surface, whatever brightness they were given."""
+def test_masks_stay_on_their_defects_through_crop_and_flip(split, monkeypatch):
+    """The squares are the darkest thing on the surface, whatever brightness they were given, where all is in focus."""
+    monkeypatch.setattr(segmenter, "gaussian_filter", lambda image, *_, **__: image)
     source = CropSource(split.train, split.normals, SegmenterConfig(batch_size=8, crop=32, anomaly_share=1))
     for step in range(10):
         images, masks = source.batch(step)
         for image, mask in zip(images.mean(1), masks[:, 0] > 0, strict=True):
-            dark = image < (image[mask].median() + image[~mask].median()) / 2  # the edge may be out of focus
-            assert (dark & mask).sum() > 0.7 * (dark | mask).sum()
+            assert image[mask].max() < image[~mask].min()
 
 
 def test_normal_crops_often_end_at_the_border_of_their_image():
