@@ -320,6 +320,11 @@ def photograph(image: Field, rng: Generator) -> Field:
     return sensor(image, rng, rng.choice([0.0, 0.005, rng.uniform(0.005, 0.04)]))
 
 
+def shot(image: Field, rng: Generator) -> np.ndarray:
+    """What the camera writes of `photograph`: (H, W, 3) uint8."""
+    return (photograph(image, rng) * 255 + 0.5).astype(np.uint8)
+
+
 def sensor(image: Field, rng: Generator, sigma: float) -> Field:
     """Sensor noise of standard deviation `sigma`, more of it in the light; the same in all channels when grey."""
     grey = np.ptp(image[::8, ::8], axis=2).max() < 1e-3

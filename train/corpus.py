@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import binary_dilation
 
 from sard_lora.defects import DEFECTS, add_defect, blob
-from sard_lora.textures import SURFACES, Field, photograph, random_surface
+from sard_lora.textures import SURFACES, Field, random_surface, shot
 
 Item = TypeVar("Item")
 DEFECT_NAMES = tuple(DEFECTS)
@@ -46,7 +46,7 @@ def draw_picture(size: int, rng: np.random.Generator) -> np.ndarray:
     image, _ = random_surface(size, rng)
     if rng.random() < 0.4:
         image, _ = add_defect(image, DEFECT_NAMES[rng.integers(len(DEFECT_NAMES))], rng, size * rng.uniform(0.1, 0.6))
-    return (photograph(image, rng) * 255 + 0.5).astype(np.uint8)
+    return shot(image, rng)
 
 
 def draw_crop(picture: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -71,7 +71,7 @@ def draw_window(size: int, rng: np.random.Generator) -> Window:
     elif spoken < 0.45:  # a name nobody knows: users' products are called all sorts of things
         product = "".join(rng.choice(list(string.ascii_lowercase), rng.integers(3, 10)))
     image, hole, caption = open_hole(image, product, 0.5, rng)
-    return Window((photograph(image, rng) * 255 + 0.5).astype(np.uint8), hole, caption)
+    return Window(shot(image, rng), hole, caption)
 
 
 def open_hole(

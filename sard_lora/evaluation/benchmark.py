@@ -102,14 +102,10 @@ class BenchmarkConfig:
         """How one segmenter is trained."""
         return self._training(segmenter, getattr(self, f"{segmenter}_steps"), seed)
 
-    def start_steps(self, segmenter: str) -> int:
-        """Steps on drawn surfaces before those of `training`."""
-        return self.segformer_start if segmenter == "segformer" else 0
-
-    def start(self, segmenter: str) -> Path | None:
-        """The weights that a segmenter starts from, trained now unless they are there; None: random ones."""
-        steps = self.start_steps(segmenter)
-        return common_start(self.output / "start", self._training(segmenter, steps, 0)) if steps else None
+    def start(self, segmenter: str) -> SegmenterConfig | None:
+        """How it is trained on drawn surfaces before; None: not at all, from random weights."""
+        steps = self.segformer_start if segmenter == "segformer" else 0
+        return self._training(segmenter, steps, seed=0) if steps else None
 
     def _training(self, segmenter: str, steps: int, seed: int) -> SegmenterConfig:
         return SegmenterConfig(segmenter=segmenter, size=self.size, steps=steps, seed=seed, device=self.device)
@@ -203,8 +199,8 @@ def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> I
         for segmenter in split_names(config.segmenters):
             training = config.training(segmenter, seed)
             folder = work / "cells" / f"seed{seed}" / method / segmenter
-            start_steps = config.start_steps(segmenter)
-            key = {"method": method, "training": asdict(training), "start_steps": start_steps, **shared}
+            start = config.start(segmenter)
+            key = {"method": method, "training": asdict(training), "start": start and asdict(start), **shared}
             result = finished_cell(folder, key)
             if result is None:
                 sets = sets or _sets(config, category, split, work, seed)
@@ -223,7 +219,7 @@ def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> I
                     training,
                     decoys,
                     keep_segmenter=(method, segmenter) == _FEATURES,
-                    start=config.start(segmenter),
+                    start=start and common_start(config.output / "start", start),
                 )
             yield Cell(category.name, seed, method, segmenter, folder, result)
 
@@ -285,7 +281,7 @@ def _shortcut_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
     """How well fills are told from untouched normal images, in percent, for every method that writes."""
     split, segmenter = few_shot_split(category, config.shots), split_names(config.segmenters)[0]
     work = config.output / category.name
-    sets = _sets(config, category, split, work, 0)
+    sets, start = _sets(config, category, split, work, 0), config.start(segmenter)
     for method in split_names(config.methods):
         parts = parse_method(method)
         if len(parts) > 1 or parts[0].kind == "real":
@@ -293,11 +289,12 @@ def _shortcut_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
         title = f"{category.name}, {method}, shortcut"
         figures = shortcut_cell(
             work / "shortcut" / method / segmenter,
-            {"method": method},
+            {"method": method, "start": start and asdict(start)},
             title,
             sets.fills(parts[0], config.fills),
             split.normals,
             config.training(segmenter, 0),
+            start and common_start(config.output / "start", start),
         )
         row = {"dataset": category.name, "method": method, "segmenter": segmenter, "fills": config.fills}
         yield row | {name: round(100 * value, 3) for name, value in figures.items()}

@@ -26,11 +26,12 @@ def shortcut_cell(
     fills: Sequence[Sample],
     normals: Sequence[Sample],
     training: SegmenterConfig,
+    start: Path | None = None,
 ) -> dict[str, float]:
     """Train on one half of the fills, test on the other; what is found already is kept in `folder` under `key`.
 
-    No part is on both sides: normal images, and fills with them, are divided by group. Answers fractions: `ap`,
-    `auroc`, and the `chance` that `ap` has to be compared with.
+    No part is on both sides: normal images, and fills with them, are divided by group. `start` is as for
+    `train_segmenter`. Answers fractions: `ap`, `auroc`, and the `chance` that `ap` has to be compared with.
 
     Raises:
         ValueError: too few normal images or fills to divide.
@@ -49,7 +50,7 @@ def shortcut_cell(
     key = key | {"training": vars(training), "fills": fingerprint(fills), "test": fingerprint(tested)}
     found = finished_cell(folder, key)
     if found is None:
-        found = run_cell(folder, key, title, trained, kept, tested, (), training)
+        found = run_cell(folder, key, title, trained, kept, tested, (), training, start=start)
     return {"ap": found["overall"]["ap"], "auroc": found["overall"]["auroc"], "chance": _filled_share(tested)}
 
 

@@ -18,7 +18,7 @@ from sard_lora.defects import DEFECTS, add_defect
 from sard_lora.evaluation.protocol import finished_cell, keep_cell
 from sard_lora.evaluation.segmenters import save_segmenter
 from sard_lora.labelled import LabelledSet
-from sard_lora.textures import photograph, random_surface
+from sard_lora.textures import random_surface, shot
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
 
 _SIDE = 256
@@ -26,7 +26,7 @@ _EXTENTS = (0.04, 0.6)
 """Sizes of drawn defects, as shares of the picture's side; evenly drawn on a logarithmic scale."""
 
 
-def draw_products(root: Path, per_defect: int = 60, normals: int = 300, seed: int = 0) -> None:
+def draw_surfaces(root: Path, per_defect: int = 60, normals: int = 300, seed: int = 0) -> None:
     """Fill `root` with pictures (256, 256) of drawn surfaces: `per_defect` of each drawn defect, and `normals` without.
 
     Every picture shows another surface, and depends on the seed and its own number alone. What is there is kept.
@@ -40,25 +40,25 @@ def draw_products(root: Path, per_defect: int = 60, normals: int = 300, seed: in
                     surface, product = random_surface(_SIDE, rng)
                     extent = _SIDE * np.exp(rng.uniform(*np.log(_EXTENTS)))
                     damaged, mask = add_defect(surface, defect, rng, extent)
-                    drawn.add(defect, name, _shot(damaged, rng), mask, {"defect": defect, "product": product})
+                    picture = Image.fromarray(shot(damaged, rng))
+                    drawn.add(defect, name, picture, mask, {"defect": defect, "product": product})
                 bar.update()
+        there = {path.name for path in drawn.normals()}
         for number in range(normals):
-            rng = np.random.default_rng([seed, 0, number])
-            file = BytesIO()
-            _shot(random_surface(_SIDE, rng)[0], rng).save(file, "PNG")
-            drawn.add_normal(f"{number:06d}.png", file.getvalue())
+            name, rng = f"{number:06d}.png", np.random.default_rng([seed, 0, number])
+            if name not in there:
+                surface, _ = random_surface(_SIDE, rng)
+                file = BytesIO()
+                Image.fromarray(shot(surface, rng)).save(file, "PNG")
+                drawn.add_normal(name, file.getvalue())
             bar.update()
 
 
-def _shot(surface: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    return Image.fromarray((photograph(surface, rng) * 255 + 0.5).astype(np.uint8))
-
-
 def common_start(root: Path, training: SegmenterConfig) -> Path:
-    """Folder of a segmenter (for `load_segmenter`) trained as `training` says on `draw_products`, kept below `root`."""
+    """Folder of a segmenter (for `load_segmenter`) trained as `training` says on `draw_surfaces`, kept below `root`."""
     folder, key = root / training.segmenter, asdict(training)
     if finished_cell(folder, key) is None:
-        draw_products(root / "drawn")
+        draw_surfaces(root / "drawn")
         drawn = open_category(root / "drawn")
         with tqdm(total=training.steps, desc=f"start: {training.segmenter}", mininterval=1) as bar:
             segmenter = train_segmenter(drawn.anomalies, drawn.train_normals, training, lambda *_: bar.update())

@@ -54,7 +54,7 @@ def test_a_smooth_fill_is_found_and_an_untouched_one_is_not(normals, tmp_path):
 def test_no_part_is_on_both_sides_and_a_finished_cell_is_kept(normals, tmp_path, monkeypatch):
     sides = []
 
-    def record(folder, key, title, trained, kept, tested, shown, training):
+    def record(folder, key, title, trained, kept, tested, shown, training, start=None):
         parts = {sample.image.name: sample.group for sample in normals}
         own = [{parts[f"{int(s.image.stem) % 8}.png"] for s in side if s.defect != GOOD} for side in (trained, tested)]
         good = [{s.group for s in side if s.defect == GOOD} for side in (kept, tested)]
