@@ -37,7 +37,7 @@ from sard_lora.card import write_card
 from sard_lora.critic import MaskGuidedCritic
 from sard_lora.display import adapter_html
 from sard_lora.hub import snapshot
-from sard_lora.masks import MaskBank
+from sard_lora.mask_bank import MaskBank
 from sard_lora.pipelines import sard_inpaint
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
 

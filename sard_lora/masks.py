@@ -1,12 +1,11 @@
-"""Where the next defect goes: the masks of the real defects, new masks made like them, the product's foreground.
+"""Where the next defect goes: new masks made like those of the real defects, on the product's foreground.
 
 A new mask is never empty and never leaves the foreground. It is as large as a real mask times a scale of 0.7 to
 1.4 per axis, in pixels and not as a share of the image, because the camera's distance does not change; only a mask
 that would take more of a smaller image than it took of its own, and much of it, is made smaller.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,28 +14,13 @@ from PIL import Image
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from sard_lora.atomic import atomic_file
-from sard_lora.images import load_mask
-from sard_lora.layouts import Sample
+from sard_lora.mask_bank import BankMask
 
 SCALES = (0.7, 1.4)
 RIM = 12
 """Pixels of its surroundings that are known of a real defect that was moved."""
 _MANY = 100
 SOURCES = ("real", "perlin", "stroke", "mixed")
-
-
-@dataclass(frozen=True, eq=False)
-class BankMask:
-    """A real mask at its image's size ((H, W) bool), its defect, where it is from ("defect/file stem"), and its image.
-
-    An adapter's own masks have no image: it carries none.
-    """
-
-    mask: np.ndarray
-    defect: str
-    origin: str
-    image: Path | None = None
 
 
 class Placement(NamedTuple):
@@ -51,69 +35,6 @@ class Placement(NamedTuple):
     image: Path | None = None
     source: np.ndarray | None = None
     corner: tuple[int, int] = (0, 0)
-
-
-@dataclass(frozen=True)
-class MaskBank:
-    """The masks of the few real defect images, by which new ones are shaped, sized and placed."""
-
-    masks: tuple[BankMask, ...]
-
-    @classmethod
-    def from_samples(cls, samples: Iterable[Sample]) -> "MaskBank":
-        """The bank of these anomalies. Raises `DataError` for a mask that `load_mask` refuses."""
-        return cls(
-            tuple(
-                BankMask(_as_bool(load_mask(s.mask, None)), s.defect, f"{s.defect}/{s.image.stem}", s.image)
-                for s in samples
-                if s.mask is not None
-            )
-        )
-
-    @classmethod
-    def load(cls, folder: Path | str) -> "MaskBank":
-        """Read what `save` wrote. Raises `FileNotFoundError` where there is nothing."""
-        folder = Path(folder)
-        paths = sorted(path for path in folder.glob("*/*.png") if not path.name.startswith("."))
-        if not paths:
-            raise FileNotFoundError(
-                f"{folder}: no masks (*/*.png). The adapter was saved without its mask bank; give one."
-            )
-        return cls(
-            tuple(
-                BankMask(_as_bool(load_mask(path, None)), path.parent.name, f"{path.parent.name}/{path.stem}")
-                for path in paths
-            )
-        )
-
-    def with_images(self, samples: Iterable[Sample]) -> "MaskBank":
-        """The same masks, those that are the masks of `samples` with their images."""
-        named = {f"{s.defect}/{s.image.stem}": s for s in samples if s.mask is not None}
-        masks = []
-        for entry in self.masks:
-            sample = named.get(entry.origin)
-            if sample and np.array_equal(_as_bool(load_mask(sample.mask, None)), entry.mask):
-                entry = replace(entry, image=sample.image)
-            masks.append(entry)
-        return MaskBank(tuple(masks))
-
-    def save(self, folder: Path | str) -> None:
-        """Write 1-bit PNG files `<defect>/<stem>.png` below `folder`."""
-        for entry in self.masks:
-            with atomic_file(Path(folder) / f"{entry.origin}.png") as temporary:
-                Image.fromarray(entry.mask).save(temporary)
-
-    @property
-    def defects(self) -> tuple[str, ...]:
-        """Names of the defects, sorted."""
-        return tuple(sorted({entry.defect for entry in self.masks}))
-
-    def for_defect(self, defect: str) -> tuple[BankMask, ...]:
-        """The masks of one defect. Raises `ValueError` where there are none."""
-        found = tuple(entry for entry in self.masks if entry.defect == defect)
-        if not found:
-            raise ValueError(f"{defect!r}: no masks of this defect. Choose one of {', '.join(self.defects)}.")
-        return found
 
 
 def foreground(image: Image.Image) -> np.ndarray:
@@ -245,10 +166,6 @@ def perlin(shape: tuple[int, int], cell: float, rng: np.random.Generator) -> np.
     top = corner(0, 0) * (1 - fade_x) + corner(0, 1) * fade_x
     bottom = corner(1, 0) * (1 - fade_x) + corner(1, 1) * fade_x
     return top * (1 - fade_y) + bottom * fade_y
-
-
-def _as_bool(mask: Image.Image) -> np.ndarray:
-    return np.asarray(mask) > 0
 
 
 def _at_border(mask: np.ndarray) -> bool:

@@ -22,7 +22,7 @@ from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.masks import MaskBank
+from sard_lora.mask_bank import MaskBank
 from sard_lora.synthesizer import (
     Candidate,
     Draw,

@@ -10,7 +10,8 @@ from PIL import Image
 
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import load_image, load_mask
-from sard_lora.masks import MaskBank, foreground, sample_mask, split_mask, widen
+from sard_lora.mask_bank import MaskBank
+from sard_lora.masks import foreground, sample_mask, split_mask, widen
 from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 
 

@@ -22,7 +22,8 @@ from sard_lora.images import has_direction, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.margins import moved_margins
-from sard_lora.masks import BankMask, MaskBank, foreground, sample_mask, widen
+from sard_lora.mask_bank import BankMask, MaskBank
+from sard_lora.masks import foreground, sample_mask, widen
 from sard_lora.textures import random_surface
 
 _ATTEMPTS = 50

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +5,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
-from sard_lora.data import open_category
-from sard_lora.masks import SOURCES, BankMask, MaskBank, foreground, perlin, sample_mask, split_mask
+from sard_lora.mask_bank import BankMask
+from sard_lora.masks import SOURCES, foreground, perlin, sample_mask, split_mask
 
 sides = st.integers(1, 70)
 sources = st.sampled_from(SOURCES)
@@ -173,28 +171,6 @@ def test_perlin_noise_is_smooth_zero_at_the_grid_and_bounded():
     assert np.allclose(noise[::16, ::16], 0)
     assert 0.2 < np.abs(noise).max() < 0.8
     assert np.abs(np.diff(noise, axis=0)).max() < 0.15
-
-
-# The bank
-
-
-def test_a_bank_comes_back_from_its_folder(mvtec: Path, tmp_path: Path):
-    bank = MaskBank.from_samples(open_category(mvtec).anomalies)
-    bank.save(tmp_path / "masks")
-    loaded = MaskBank.load(tmp_path / "masks")
-    assert bank.defects == loaded.defects == ("hole", "scratch")
-    assert [entry.origin for entry in loaded.for_defect("hole")] == [f"hole/{n:03}" for n in range(7)]
-    for before, after in zip(bank.masks, loaded.masks, strict=True):
-        assert (before.defect, before.origin) == (after.defect, after.origin)
-        assert np.array_equal(before.mask, after.mask) and after.mask.dtype == bool
-    assert Image.open(tmp_path / "masks/hole/000.png").mode == "1"
-
-
-def test_a_missing_bank_or_defect_is_named(mvtec: Path, tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"masks: no masks"):
-        MaskBank.load(tmp_path / "masks")
-    with pytest.raises(ValueError, match=r"'dent'.*hole, scratch"):
-        MaskBank.from_samples(open_category(mvtec).anomalies).for_defect("dent")
 
 
 # The foreground

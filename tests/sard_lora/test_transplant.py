@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sard_lora.masks import BankMask, Placement, sample_mask
+from sard_lora.mask_bank import BankMask
+from sard_lora.masks import Placement, sample_mask
 from sard_lora.transplant import transplant
 
 

@@ -15,7 +15,7 @@ from sard_lora.adapter_config import AdapterConfig, BaseReference, SamplingSetti
 from sard_lora.critic import CriticConfig, MaskGuidedCritic
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.masks import BankMask, MaskBank
+from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline, base_signature
 from sard_lora.train.joint import AdapterTrainConfig
 

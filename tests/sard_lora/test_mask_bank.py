@@ -1,0 +1,29 @@
+"""The bank of real masks: what is saved comes back, what is missing is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sard_lora.data import open_category
+from sard_lora.mask_bank import MaskBank
+
+
+def test_a_bank_comes_back_from_its_folder(mvtec: Path, tmp_path: Path):
+    bank = MaskBank.from_samples(open_category(mvtec).anomalies)
+    bank.save(tmp_path / "masks")
+    loaded = MaskBank.load(tmp_path / "masks")
+    assert bank.defects == loaded.defects == ("hole", "scratch")
+    assert [entry.origin for entry in loaded.for_defect("hole")] == [f"hole/{n:03}" for n in range(7)]
+    for before, after in zip(bank.masks, loaded.masks, strict=True):
+        assert (before.defect, before.origin) == (after.defect, after.origin)
+        assert np.array_equal(before.mask, after.mask) and after.mask.dtype == bool
+    assert Image.open(tmp_path / "masks/hole/000.png").mode == "1"
+
+
+def test_a_missing_bank_or_defect_is_named(mvtec: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"masks: no masks"):
+        MaskBank.load(tmp_path / "masks")
+    with pytest.raises(ValueError, match=r"'dent'.*hole, scratch"):
+        MaskBank.from_samples(open_category(mvtec).anomalies).for_defect("dent")
