@@ -151,7 +151,7 @@ def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank) -> dic
         "adapter_sha256": adapter.sha256(),
         "mask_bank": _bank_digest(bank) if config.mask_bank else None,
         "strength": strength,
-        "candidates": chosen_candidates(config, strength),
+        "candidates": config.candidates or chosen_candidates(strength),
     }
 
 
