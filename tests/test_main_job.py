@@ -35,7 +35,8 @@ def test_short_run_on_real_data(category, tmp_path, capsys):
     data, adapter, synthetic, report = (str(path) for path in (REAL / category, *(tmp_path / n for n in "asr")))
     assert main(["check", data, "--output", str(tmp_path / "sheet.png")]) == 0
     assert "no problems found" in capsys.readouterr().out
-    assert main(["train", "--data", data, "--output", adapter, "--steps", "2", "--batch_size", "2"]) == 0
+    options = ["--steps", "2", "--batch_size", "2", "--samples", "1"]
+    assert main(["train", "--data", data, "--output", adapter, *options]) == 0
     options = ["--count", "2", "--candidates", "1", "--num_inference_steps", "4", "--min_visibility", "0"]
     assert main(["synthesize", "--adapter", adapter, "--data", data, "--output", synthetic, *options]) == 0
     assert verify(Path(synthetic), Path(data)) == {

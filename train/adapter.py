@@ -108,7 +108,7 @@ def _restore(trainer: AdapterTrainer, work: Path) -> tuple[int, float]:
 
 def _settings(config: AdapterTrainConfig) -> dict[str, Any]:
     """What a resumed run has to share with the one that was stopped."""
-    free = ("resume", "overwrite", "output", "sample_every", "checkpoint_every", "tensorboard", "cpu")
+    free = ("resume", "overwrite", "output", "sample_every", "samples", "checkpoint_every", "tensorboard", "cpu")
     return {name: value for name, value in asdict(config).items() if name not in free}
 
 

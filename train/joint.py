@@ -128,6 +128,8 @@ class AdapterTrainConfig:
     """Stay on the CPU even where there is a GPU."""
     sample_every: int = 250
     """Steps between sample grids; 0 is none but the last."""
+    samples: int = 2
+    """Pictures of each defect in a sample grid."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the newest two are kept."""
     tensorboard: bool = False
@@ -146,7 +148,7 @@ class AdapterTrainConfig:
             if value not in known:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
         positive = ("steps", "batch_size", "rank", "window_reuse", "critic_every", "critic_grid", "r1_every")
-        for name in (*positive, "checkpoint_every", "gradient_accumulation_steps"):
+        for name in (*positive, "samples", "checkpoint_every", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
         if not 0 <= self.normal_share < 1:
@@ -401,7 +403,17 @@ class AdapterTrainer:
         """Save a grid normal | mask | result with the current weights, the same pictures every time."""
         rng = np.random.default_rng(self.config.seed)
         sampling = self.adapter_config(0.0).sampling
-        sample_grid(self.pipe, self.source.bank, self.split.normals, self.prompts, sampling, self.resolution, rng, path)
+        sample_grid(
+            self.pipe,
+            self.source.bank,
+            self.split.normals,
+            self.prompts,
+            sampling,
+            self.resolution,
+            rng,
+            path,
+            self.config.samples,
+        )
 
 
 def _load_base(config: AdapterTrainConfig, accelerator: Accelerator) -> SardInpaintPipeline:

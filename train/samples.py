@@ -25,7 +25,7 @@ def sample_grid(
     resolution: int,
     rng: np.random.Generator,
     path: Path,
-    per_defect: int = 2,
+    per_defect: int,
 ) -> None:
     """Save a picture of what a pipeline makes now: normal image, mask and result in rows, some of every defect."""
     rows = []

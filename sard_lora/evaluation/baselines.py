@@ -1,6 +1,6 @@
 """Training sets that need no generator, on the same normal images and with masks of the same areas as the generator's.
 
-- `paste`: real defects cut out and blended in (`sard_lora.evaluation.paste`);
+- `paste`: real defects moved and relit (`sard_lora.transplant`): what SARD's diffusion starts from, without diffusion;
 - `cutpaste`: a patch or a scar of the normal image itself, moved (Li et al. 2021, CutPaste);
 - `draem`: a foreign texture under a Perlin mask, half transparent (Zavrtanik et al. 2021, DRAEM; its textures are
   photographs, here they are drawn).
@@ -16,15 +16,14 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from sard_lora.adapter_config import feather_width
-from sard_lora.evaluation.paste import cut_out, paste, transform
-from sard_lora.images import has_direction, load_image, load_mask
+from sard_lora.images import has_direction, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.margins import moved_margins
 from sard_lora.mask_bank import BankMask, MaskBank
-from sard_lora.masks import foreground, sample_mask, widen
+from sard_lora.masks import foreground, sample_mask
 from sard_lora.textures import random_surface
+from sard_lora.transplant import transplant
 
 _ATTEMPTS = 50
 
@@ -33,24 +32,16 @@ _ATTEMPTS = 50
 class Sources:
     """What the defects of one kind are made of.
 
-    samples: the few real images of the defect; bank: their masks; normals: the normal images; margin and rotate: by how
-    many pixels masks are widened, and whether they are turned by any angle, as the generator's are. With `fills` the
-    same is done with pieces of normal images only, under the same masks: nothing is a defect, and only the writing is
-    left.
+    bank: the few real images of the defect and their masks; normals: the normal images; margin and rotate: by how many
+    pixels masks are widened, and whether they are turned by any angle, as the generator's are. With `fills` the same is
+    done with pieces of normal images only, under the same masks: nothing is a defect, and only the writing is left.
     """
 
-    samples: Sequence[Sample]
     bank: Sequence[BankMask]
     normals: Sequence[Sample]
     margin: int
     rotate: bool
     fills: bool = False
-
-    def normal_piece(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
-        """A normal image (H, W, 3) uint8, a mask (H, W) bool from the bank on its part, and the mask's origin."""
-        image = load_image(self.normals[rng.integers(len(self.normals))].image)
-        placement = sample_mask(self.bank, foreground(image), rng, margin=self.margin, rotate=self.rotate)
-        return np.asarray(image), placement.mask, placement.origin
 
 
 class Drawing(NamedTuple):
@@ -64,22 +55,16 @@ class Drawing(NamedTuple):
 Draw = Callable[[Sources, np.ndarray, np.ndarray, np.random.Generator], Drawing | None]
 
 
-def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
-    """A real defect, flipped, turned, scaled, moved in brightness to its new surroundings and blended in.
+def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing:
+    """A real defect turned, bent, scaled, moved and relit: what SARD's diffusion starts from (`transplant`).
 
-    None where the drawn place has too little room for it. `image` (H, W, 3) uint8, `part` (H, W) bool its foreground.
+    `image` (H, W, 3) uint8, `part` (H, W) bool its foreground.
     """
+    placement = sample_mask(sources.bank, part, rng, margin=sources.margin, rotate=sources.rotate)
     if sources.fills:
-        source, mask, origin = sources.normal_piece(rng)
-    else:
-        sample = sources.samples[rng.integers(len(sources.samples))]
-        real, origin = load_image(sample.image), f"{sample.defect}/{sample.image.stem}"
-        source, mask = np.asarray(real), np.asarray(load_mask(sample.mask, real.size)) > 0
-        mask = widen(mask, sources.margin)
-    pasted = paste(
-        image, part, transform(cut_out(source, mask), rng, sources.rotate), rng, feather=feather_width(sources.margin)
-    )
-    return pasted and Drawing(*pasted, origin)
+        placement = placement._replace(image=sources.normals[rng.integers(len(sources.normals))].image)
+    pasted = transplant(Image.fromarray(image), placement)
+    return Drawing(np.asarray(pasted), placement.mask, placement.origin)
 
 
 def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
@@ -176,7 +161,7 @@ def write_baseline(
         )
     for number, (defect, samples) in enumerate(sorted(by_defect.items())):
         bank = MaskBank.from_samples(samples).for_defect(defect)
-        sources = Sources(samples, bank, normals, margins[defect], rotate, fills)
+        sources = Sources(bank, normals, margins[defect], rotate, fills)
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):
@@ -194,7 +179,7 @@ def _add_one(
     seed: int,
     rng: np.random.Generator,
 ) -> None:
-    defect = sources.samples[0].defect
+    defect = sources.bank[0].defect
     for _ in range(_ATTEMPTS):
         normal = sources.normals[rng.integers(len(sources.normals))]
         image = load_image(normal.image)

@@ -158,7 +158,14 @@ class SetMaker:
         adapter = self.folder / "adapters" / _name(part.kind, key)
         train_adapter(
             AdapterTrainConfig(
-                data=self.category.root, output=adapter, base=self.base, seed=self.seed, resume=True, **training
+                data=self.category.root,
+                output=adapter,
+                base=self.base,
+                seed=self.seed,
+                resume=True,
+                sample_every=0,
+                samples=1,
+                **training,
             )
         )
         folder = self.folder / "sets" / _name(part.kind, key | {"synthesis": synthesis})
