@@ -66,15 +66,15 @@ class BenchmarkConfig:
     """Real images a defect; by default a third of the groups."""
     adapter_steps: int = 500
     """Optimizer steps of every adapter."""
+    start_steps: int = 3000
+    """Steps that every segmenter first trains on drawn surfaces with drawn defects, once for all methods and seeds
+    (`sard_lora.evaluation.start`); 0 starts from random weights."""
     unet_steps: int = 1500
-    """Training steps of the U-Net."""
-    segformer_start: int = 1500
-    """Steps that SegFormer first trains on drawn surfaces with drawn defects, once for all methods and seeds
-    (`sard_lora.evaluation.start`); 0 starts it from random weights."""
+    """Training steps of the U-Net, from there."""
     segformer_steps: int = 600
     """Training steps of SegFormer, from there."""
     bisenetv2_steps: int = 1500
-    """Training steps of BiSeNet V2."""
+    """Training steps of BiSeNet V2, from there."""
     fills: int = 0
     """Fills of every method for the shortcut test (`sard_lora.evaluation.shortcut`), with the first segmenter and
     seed; 0 leaves it out."""
@@ -94,7 +94,7 @@ class BenchmarkConfig:
         for name in ("seeds", "count", "adapter_steps", "unet_steps", "segformer_steps", "bisenetv2_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
-        for name in ("adapt_steps", "segformer_start", "fills"):
+        for name in ("adapt_steps", "start_steps", "fills"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 0")
 
@@ -104,8 +104,7 @@ class BenchmarkConfig:
 
     def start(self, segmenter: str) -> SegmenterConfig | None:
         """How it is trained on drawn surfaces before; None: not at all, from random weights."""
-        steps = self.segformer_start if segmenter == "segformer" else 0
-        return self._training(segmenter, steps, seed=0) if steps else None
+        return self._training(segmenter, self.start_steps, seed=0) if self.start_steps else None
 
     def _training(self, segmenter: str, steps: int, seed: int) -> SegmenterConfig:
         return SegmenterConfig(segmenter=segmenter, size=self.size, steps=steps, seed=seed, device=self.device)

@@ -1,6 +1,6 @@
 """A common start for segmenters: trained on drawn surfaces with drawn defects, once, before any method's images.
 
-From scratch a SegFormer needs many more steps than a benchmark on a CPU can pay for every cell. What it learns here, to
+From scratch a segmenter needs many more steps than a benchmark on a CPU can pay for every cell. What it learns here, to
 see that something is on a surface, is the same for every method and holds no picture of the product.
 """
 

@@ -19,7 +19,14 @@ def small(monkeypatch, mvtec, tiny_base, tmp_path) -> BenchmarkConfig:
         lambda self, segmenter, seed: module.SegmenterConfig(segmenter, steps=2, batch_size=2, crop=32, seed=seed),
     )
     return BenchmarkConfig(
-        mvtec, tmp_path / "out", base=str(tiny_base), methods="real,paste+real", segmenters="unet", seeds=2, count=3
+        mvtec,
+        tmp_path / "out",
+        base=str(tiny_base),
+        methods="real,paste+real",
+        segmenters="unet",
+        start_steps=0,
+        seeds=2,
+        count=3,
     )
 
 
@@ -34,7 +41,7 @@ def test_rows_hold_percentages_over_the_seeds(small):
         assert 0 <= row["miou"]["mean"] <= 100 and row["miou"]["std"] >= 0
     assert json.loads((small.output / "benchmark.json").read_text())["rows"] == report["rows"]
     command = f"sard-lora benchmark --data plate --base {small.base} --methods real,paste+real --segmenters unet"
-    assert report["command"] == f"{command} --seeds 2 --count 3"
+    assert report["command"] == f"{command} --seeds 2 --count 3 --start_steps 0"
     assert str(small.output.parent) not in json.dumps(report["settings"] | {"base": ""})
     assert "| paste+real |" in (small.output / "benchmark.md").read_text()
     page = (small.output / "index.html").read_text()

@@ -38,7 +38,7 @@ def test_a_start_is_trained_once_and_training_goes_on_from_it(tmp_path, monkeypa
         assert torch.allclose(value, moved.get_parameter(name), atol=1e-6), name
 
 
-def test_segformer_alone_has_a_start_and_its_steps_can_be_left_out(tmp_path):
-    config = BenchmarkConfig(tmp_path, tmp_path, segformer_start=7)
-    assert config.start("unet") is None and config.start("segformer").steps == 7
-    assert BenchmarkConfig(tmp_path, tmp_path, segformer_start=0).start("segformer") is None
+def test_every_segmenter_has_a_start_and_its_steps_can_be_left_out(tmp_path):
+    config = BenchmarkConfig(tmp_path, tmp_path, start_steps=7)
+    assert config.start("unet").steps == config.start("segformer").steps == 7
+    assert BenchmarkConfig(tmp_path, tmp_path, start_steps=0).start("unet") is None
