@@ -90,7 +90,7 @@ def train_segmenter(
     Raises `ValueError` without anomalies, without normals where a share of them is asked for, and for a loss of NaN.
     """
     crops = CropSource(anomalies, normals, config, decoys)
-    device = torch.device(config.device if config.device != "auto" else _best_device())
+    device = training_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         segmenter = (
@@ -261,5 +261,6 @@ def _warmup_cosine(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def training_device(name: str) -> torch.device:
+    """The device of that name; of "auto", a GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -21,10 +21,11 @@ import torch
 from sard_lora import bases
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
+from sard_lora.evaluation.cells import Cell, finished, keep
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
 from sard_lora.evaluation.methods import SetMaker, parse_method, split_names
 from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
-from sard_lora.evaluation.protocol import choose_pictures, finished_cell, keep_cell, run_cell
+from sard_lora.evaluation.protocol import choose_pictures
 from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, load_segmenter
 from sard_lora.evaluation.shortcut import shortcut_cell
 from sard_lora.evaluation.start import common_start
@@ -111,15 +112,15 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One segmenter's training and test: where it is kept, and its figures as `summarise` gives them."""
+class Outcome:
+    """What came of one cell: its figures as `summarise` gives them, and the folder of its predictions."""
 
     dataset: str
     seed: int
     method: str
     segmenter: str
-    folder: Path
     result: dict[str, Any]
+    predictions: Path
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
@@ -131,11 +132,11 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     categories = find_categories(config.data)
     for category in categories:
         require_sound(category)
-    cells: list[Cell] = []
-    for cell in _cells(config, categories):
-        cells.append(cell)
-        write_text(config.output / "benchmark.json", json.dumps(_report(config, cells), indent=1) + "\n")
-    report = _report(config, cells)
+    outcomes: list[Outcome] = []
+    for outcome in _outcomes(config, categories):
+        outcomes.append(outcome)
+        write_text(config.output / "benchmark.json", json.dumps(_report(config, outcomes), indent=1) + "\n")
+    report = _report(config, outcomes)
     report["fidelity"] = [row for category in categories for row in _fidelity_rows(config, category)]
     if config.fills:
         report["shortcut"] = [row for category in categories for row in _shortcut_rows(config, category)]
@@ -144,10 +145,10 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     shown = {category.name: choose_pictures(_tested(category, config)) for category in categories}
     predictions = {
         category.name: {
-            cell.method: cell.folder / "predictions"
-            for cell in cells
-            if (cell.dataset, cell.seed, cell.segmenter) == (category.name, 0, cells[0].segmenter)
-            and (cell.folder / "predictions").is_dir()  # figures may have been brought here alone
+            outcome.method: outcome.predictions
+            for outcome in outcomes
+            if (outcome.dataset, outcome.seed, outcome.segmenter) == (category.name, 0, outcomes[0].segmenter)
+            and outcome.predictions.is_dir()  # figures may have been brought here alone
         }
         for category in categories
     }
@@ -182,53 +183,54 @@ def _tested(category: Category, config: BenchmarkConfig) -> tuple[Sample, ...]:
     return split.test if config.split == "test" else split.dev
 
 
-def _cells(config: BenchmarkConfig, categories: Sequence[Category]) -> Iterator[Cell]:
+def _outcomes(config: BenchmarkConfig, categories: Sequence[Category]) -> Iterator[Outcome]:
     """Seed by seed, so that a benchmark that was cut short has all methods with fewer seeds."""
     for seed in range(config.seeds):
         for category in categories:
-            yield from _category_cells(config, category, seed)
+            yield from _category_outcomes(config, category, seed)
 
 
-def _category_cells(config: BenchmarkConfig, category: Category, seed: int) -> Iterator[Cell]:
+def _category_outcomes(config: BenchmarkConfig, category: Category, seed: int) -> Iterator[Outcome]:
     split, tested = few_shot_split(category, config.shots), _tested(category, config)
     shown = choose_pictures(tested)
     work = config.output / category.name
-    sets, shared = None, _shared_key(config, split, tested)
+    sets, shared = None, _shared_key(config, split)
     for method in split_names(config.methods):
         for segmenter in split_names(config.segmenters):
-            training = config.training(segmenter, seed)
-            folder = work / "cells" / f"seed{seed}" / method / segmenter
-            start = config.start(segmenter)
-            key = {"method": method, "training": asdict(training), "start": start and asdict(start), **shared}
-            result = finished_cell(folder, key)
+            cell = _cell(config, category, method, segmenter, seed, shared)
+            result = cell.tested(config.split, tested)
             if result is None:
-                sets = sets or _sets(config, category, split, work, seed)
-                parts = parse_method(method)
-                anomalies = [sample for part in parts for sample in sets.samples(part)]
-                decoys = [sample for part in parts for sample in sets.decoys(part)]
-                title = f"{category.name}, seed {seed}, {method}, {segmenter}"
-                result = run_cell(
-                    folder,
-                    key,
-                    title,
-                    anomalies,
-                    split.normals,
-                    tested,
-                    shown,
-                    training,
-                    decoys,
-                    keep_segmenter=(method, segmenter) == _FEATURES,
-                    start=start and common_start(config.output / "start", start),
-                )
-            yield Cell(category.name, seed, method, segmenter, folder, result)
+                if not cell.trained:
+                    sets = sets or _sets(config, category, split, work, seed)
+                    parts, start = parse_method(method), config.start(segmenter)
+                    cell.train(
+                        config.training(segmenter, seed),
+                        [sample for part in parts for sample in sets.samples(part)],
+                        split.normals,
+                        [sample for part in parts for sample in sets.decoys(part)],
+                        start and common_start(config.output / "start", start),
+                    )
+                result = cell.test(config.split, tested, shown, config.device)
+            yield Outcome(category.name, seed, method, segmenter, result, cell.predictions(config.split))
 
 
-def _shared_key(config: BenchmarkConfig, split: Split, tested: Sequence[Sample]) -> dict[str, Any]:
-    """What every figure of a data set depends on."""
+def _cell(
+    config: BenchmarkConfig, category: Category, method: str, segmenter: str, seed: int, shared: dict[str, Any]
+) -> Cell:
+    start = config.start(segmenter)
+    training = asdict(config.training(segmenter, seed))
+    return Cell(
+        config.output / category.name / "cells" / f"seed{seed}" / method / segmenter,
+        f"{category.name}, seed {seed}, {method}, {segmenter}",
+        {"method": method, "training": training, "start": start and asdict(start), **shared},
+    )
+
+
+def _shared_key(config: BenchmarkConfig, split: Split) -> dict[str, Any]:
+    """What every segmenter of a data set depends on."""
     return {
         "base": bases.describe(config.base).revision,
         "train": fingerprint([*split.train, *split.normals]),
-        "test": fingerprint(tested),
         **{name: getattr(config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
     }
 
@@ -251,20 +253,21 @@ def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
         return
     split, tested = few_shot_split(category, config.shots), _tested(category, config)
     work = config.output / category.name
-    key = _shared_key(config, split, tested) | {"features": asdict(config.training(_FEATURES[1], 0))}
+    features = _cell(config, category, *_FEATURES, 0, _shared_key(config, split))
+    key = features.key | {"test": fingerprint(tested)}
 
     @cache
     def reference() -> tuple[Segmenter, torch.Tensor]:
         """The U-Net of the first seed that saw the real defects alone, and its features of the held-back ones."""
-        segmenter = load_segmenter(work / "cells" / "seed0" / _FEATURES[0] / _FEATURES[1] / "segmenter")
+        segmenter = load_segmenter(features.segmenter)
         return segmenter, defect_features(segmenter, [sample for sample in tested if sample.defect != GOOD])
 
     for method in split_names(config.methods):
         parts = parse_method(method)
         if len(parts) > 1:
             continue
-        folder = work / "fidelity" / method
-        figures = finished_cell(folder, key)
+        folder = work / "fidelity" / method / config.split
+        figures = finished(folder, key)
         if figures is None:
             samples = _sets(config, category, split, work, 0).samples(parts[0])
             segmenter, real = reference()
@@ -272,7 +275,7 @@ def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
             if parts[0].kind != "real":
                 figures = exactness(samples, category.root) | figures
             figures = {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
-            keep_cell(folder, key, figures)
+            keep(folder, key, figures)
         yield {"dataset": category.name, "method": method, **figures}
 
 
@@ -299,10 +302,10 @@ def _shortcut_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
         yield row | {name: round(100 * value, 3) for name, value in figures.items()}
 
 
-def _report(config: BenchmarkConfig, cells: Sequence[Cell]) -> dict[str, Any]:
-    groups: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.dataset, cell.segmenter, cell.method), []).append(cell)
+def _report(config: BenchmarkConfig, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    groups: dict[tuple[str, str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.dataset, outcome.segmenter, outcome.method), []).append(outcome)
     rows = []
     for (dataset, segmenter, method), group in sorted(groups.items(), key=lambda item: item[0][:2]):
         row = {
@@ -314,12 +317,12 @@ def _report(config: BenchmarkConfig, cells: Sequence[Cell]) -> dict[str, Any]:
             "images": group[0].result["train_images"],
         }
         for figure in FIGURES:
-            row[figure] = _spread([cell.result["mean_of_defects"][figure] for cell in group], 100)
-        overall = [cell.result["overall"] for cell in group]
+            row[figure] = _spread([outcome.result["mean_of_defects"][figure] for outcome in group], 100)
+        overall = [outcome.result["overall"] for outcome in group]
         row["false_alarms"] = _spread([figures["false_alarms"] for figures in overall])
         row["false_area"] = _spread([figures["false_area"] for figures in overall], 100)
         row["per_defect"] = {
-            defect: {f: _spread([cell.result["per_defect"][defect][f] for cell in group], 100) for f in FIGURES}
+            defect: {f: _spread([outcome.result["per_defect"][defect][f] for outcome in group], 100) for f in FIGURES}
             for defect in group[0].result["per_defect"]
         }
         rows.append(row)

@@ -6,34 +6,29 @@ refused. Every finished method is kept on disk, so a killed evaluation goes on w
 
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from PIL import Image
 from tqdm import tqdm
 
 from sard_lora.adapter import Adapter
 from sard_lora.adapter_config import EVALUATION_FILE
-from sard_lora.atomic import atomic_folder, make_folder, write_text
+from sard_lora.atomic import make_folder, write_text
 from sard_lora.card import evaluation_summary, write_card
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.evaluation.baselines import write_baseline
+from sard_lora.evaluation.cells import Cell
 from sard_lora.evaluation.leaks import refuse_leaks
-from sard_lora.evaluation.metrics import ScoreHistogram, summarise
 from sard_lora.evaluation.page import text_table, write_page
-from sard_lora.evaluation.segmenters import Segmenter, predict, save_segmenter
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.margins import moved_margins
 from sard_lora.synthesis import SETTINGS as SYNTHESIS_REPORT
-from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
+from sard_lora.train.segmenter import SegmenterConfig
 
 PARTS = ("real", "paste", "sard")
 _PICTURES = 12
@@ -121,24 +116,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "methods": {},
     }
     shown = choose_pictures(tested)
-    cells = {}
-    test_fingerprint = fingerprint(tested)
+    predictions = {}
     for name in config.method_names:
         anomalies = [sample for part in name.split("+") for sample in sources[part]]
-        key = {
-            "training": asdict(config.training),
-            "data": fingerprint([*anomalies, *split.normals]),
-            "test": test_fingerprint,
-        }
-        cells[name] = config.output / "methods" / name
-        report["methods"][name] = finished_cell(cells[name], key) or run_cell(
-            cells[name], key, name, anomalies, split.normals, tested, shown, config.training, keep_segmenter=True
-        )
+        key = {"training": asdict(config.training), "data": fingerprint([*anomalies, *split.normals])}
+        cell = Cell(config.output / "methods" / name, name, key)
+        cell.train(config.training, anomalies, split.normals)
+        report["methods"][name] = cell.test(config.split, tested, shown)
+        predictions[name] = cell.predictions(config.split)
         write_text(config.output / "report.json", json.dumps(report, indent=1))
     if config.adapter is not None:
         write_text(config.adapter / EVALUATION_FILE, json.dumps(evaluation_summary(report), indent=2) + "\n")
         write_card(config.adapter)
-    write_page(config.output / "index.html", report, shown, {n: cell / "predictions" for n, cell in cells.items()})
+    write_page(config.output / "index.html", report, shown, predictions)
     print(f"mean of the defect types on {len(tested)} {config.split} images, in percent:\n{text_table(report)}")
     print(f"look at {config.output / 'index.html'}")
     return report
@@ -173,20 +163,6 @@ def choose_pictures(tested: Sequence[Sample], count: int = _PICTURES) -> list[Sa
         queues.append(sorted(samples, key=lambda sample: (first[sample.group] != sample, sample.image)))
     turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
     return sorted(turns[:count], key=lambda sample: (sample.defect == GOOD, sample.defect, sample.image))
-
-
-def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str, Any]:
-    """The figures of a segmenter on samples, each at its own resolution."""
-    scores: dict[str, ScoreHistogram] = {}
-    for sample in tqdm(tested, desc="test", leave=False, mininterval=1):
-        image = load_image(sample.image)
-        mask = np.zeros((image.height, image.width), dtype=bool)
-        if sample.mask is not None:
-            mask = np.asarray(load_mask(sample.mask, image.size)) > 0
-        logits = predict(segmenter, _tensor(image))
-        scores.setdefault(sample.defect, ScoreHistogram()).add(logits, torch.from_numpy(mask))
-    normals = scores.pop(GOOD, ScoreHistogram())
-    return summarise(scores, normals)
 
 
 def _synthetic_samples(config: EvaluateConfig, category: Category, split: Split) -> tuple[Sample, ...]:
@@ -246,62 +222,3 @@ def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sa
         output = LabelledSet(root)
         write_baseline("paste", split.train, split.normals, output, counts, config.seed, lambda *_: bar.update())
     return open_category(root).anomalies
-
-
-def run_cell(
-    folder: Path,
-    key: dict[str, Any],
-    title: str,
-    anomalies: Sequence[Sample],
-    normals: Sequence[Sample],
-    tested: Sequence[Sample],
-    shown: Sequence[Sample],
-    training: SegmenterConfig,
-    decoys: Sequence[Sample] = (),
-    keep_segmenter: bool = False,
-    start: Path | None = None,
-) -> dict[str, Any]:
-    """Train one segmenter, test it, and keep what came of it in `folder`, whole or not at all.
-
-    The folder holds `result.json` with `key` (what the result depends on) and the predictions of the `shown` images.
-    """
-    begun = time.perf_counter()
-    with tqdm(total=training.steps, desc=f"{title}: train", mininterval=1) as bar:
-
-        def progress(step: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-
-        segmenter = train_segmenter(anomalies, normals, training, progress, decoys, start)
-    train_seconds = time.perf_counter() - begun
-    result = score_segmenter(segmenter, tested) | {
-        "train_images": len(anomalies),
-        "train_seconds": round(train_seconds, 1),
-    }
-    with atomic_folder(folder) as temporary:
-        if keep_segmenter:
-            save_segmenter(segmenter, temporary / "segmenter")
-        predictions = make_folder(temporary / "predictions")
-        for index, sample in enumerate(shown):
-            probability = predict(segmenter, _tensor(load_image(sample.image))).sigmoid()
-            Image.fromarray(probability.mul(255).byte().numpy()).save(predictions / f"{index:02d}.png")
-        keep_cell(temporary, key, result)
-    return result
-
-
-def keep_cell(folder: Path, key: dict[str, Any], result: dict[str, Any]) -> None:
-    """Write `result.json` for `finished_cell` to find."""
-    write_text(folder / "result.json", json.dumps({"key": key, "result": result}, indent=1))
-
-
-def finished_cell(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The result that an earlier run kept under the same key, or None."""
-    path = folder / "result.json"
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return stored["result"] if stored["key"] == key else None
-
-
-def _tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

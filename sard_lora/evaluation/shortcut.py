@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sard_lora.data import fingerprint
-from sard_lora.evaluation.protocol import finished_cell, run_cell
+from sard_lora.evaluation.cells import Cell
 from sard_lora.labelled import records_by_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.segmenter import SegmenterConfig
@@ -47,10 +47,9 @@ def shortcut_cell(
         raise ValueError(f"{title}: {len(fills)} fills on {len(groups)} groups of normal images cannot be divided")
     tested += [sample for sample in normals if sample.group not in first][: len(tested)]
     kept = [sample for sample in normals if sample.group in first]
-    key = key | {"training": vars(training), "fills": fingerprint(fills), "test": fingerprint(tested)}
-    found = finished_cell(folder, key)
-    if found is None:
-        found = run_cell(folder, key, title, trained, kept, tested, (), training, start=start)
+    cell = Cell(folder, title, key | {"training": vars(training), "fills": fingerprint(fills)})
+    cell.train(training, trained, kept, start=start)
+    found = cell.test("test", tested, device=training.device)
     return {"ap": found["overall"]["ap"], "auroc": found["overall"]["auroc"], "chance": _filled_share(tested)}
 
 

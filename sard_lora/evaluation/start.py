@@ -12,14 +12,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from sard_lora.atomic import atomic_folder
 from sard_lora.data import open_category
 from sard_lora.defects import DEFECTS, add_defect
-from sard_lora.evaluation.protocol import finished_cell, keep_cell
-from sard_lora.evaluation.segmenters import save_segmenter
+from sard_lora.evaluation.cells import Cell
 from sard_lora.labelled import LabelledSet
 from sard_lora.textures import random_surface, shot
-from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
+from sard_lora.train.segmenter import SegmenterConfig
 
 _SIDE = 256
 _EXTENTS = (0.04, 0.6)
@@ -56,13 +54,9 @@ def draw_surfaces(root: Path, per_defect: int = 60, normals: int = 300, seed: in
 
 def common_start(root: Path, training: SegmenterConfig) -> Path:
     """Folder of a segmenter (for `load_segmenter`) trained as `training` says on `draw_surfaces`, kept below `root`."""
-    folder, key = root / training.segmenter, asdict(training)
-    if finished_cell(folder, key) is None:
+    cell = Cell(root / training.segmenter, f"start, {training.segmenter}", asdict(training))
+    if not cell.trained:
         draw_surfaces(root / "drawn")
         drawn = open_category(root / "drawn")
-        with tqdm(total=training.steps, desc=f"start: {training.segmenter}", mininterval=1) as bar:
-            segmenter = train_segmenter(drawn.anomalies, drawn.train_normals, training, lambda *_: bar.update())
-        with atomic_folder(folder) as temporary:
-            save_segmenter(segmenter, temporary / "segmenter")
-            keep_cell(temporary, key, {"train_images": len(drawn.anomalies)})
-    return folder / "segmenter"
+        cell.train(training, drawn.anomalies, drawn.train_normals)
+    return cell.segmenter

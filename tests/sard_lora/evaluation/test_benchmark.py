@@ -51,26 +51,36 @@ def test_rows_hold_percentages_over_the_seeds(small):
 def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, tmp_path):
     whole = benchmark(small)
     killed = BenchmarkConfig(**{**vars(small), "output": tmp_path / "killed"})
-    run, calls = module.run_cell, []
+    train, calls = module.Cell.train, []
 
     def dies(*arguments, **settings):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run(*arguments, **settings)
+        return train(*arguments, **settings)
 
-    monkeypatch.setattr(module, "run_cell", dies)
+    monkeypatch.setattr(module.Cell, "train", dies)
     with pytest.raises(KeyboardInterrupt):
         benchmark(killed)
-    monkeypatch.setattr(module, "run_cell", run)
+    monkeypatch.setattr(module.Cell, "train", train)
     for part in ("rows", "fidelity"):
         assert benchmark(killed)[part] == whole[part]
     for folder in killed.output.rglob("predictions"):
         shutil.rmtree(folder)
-    monkeypatch.setattr(module, "run_cell", None)  # everything is there: nothing is trained or measured again
+    monkeypatch.setattr(module.Cell, "train", None)  # everything is there: nothing is trained or measured again
     monkeypatch.setattr(module, "defect_features", None)
     for part in ("rows", "fidelity"):
         assert benchmark(killed)[part] == whole[part]
+
+
+def test_both_halves_are_tested_with_the_same_segmenters(small, monkeypatch):
+    small.seeds = 1
+    test = benchmark(small)["rows"]
+    monkeypatch.setattr(module.Cell, "train", None)  # nothing is trained again
+    dev = benchmark(BenchmarkConfig(**vars(small) | {"split": "dev"}))["rows"]
+    assert [row["images"] for row in dev] == [row["images"] for row in test]
+    assert [row["aupro"] for row in dev] != [row["aupro"] for row in test]
+    assert benchmark(small)["rows"] == test
 
 
 def test_a_folder_of_data_sets_is_taken_whole(tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sard_lora.config import parse
 from sard_lora.data import DataError, few_shot_split, open_category
-from sard_lora.evaluation import protocol
+from sard_lora.evaluation import cells
 from sard_lora.evaluation.baselines import write_baseline
 from sard_lora.evaluation.protocol import EvaluateConfig, choose_pictures, evaluate
 from sard_lora.evaluation.segmenters import load_segmenter
@@ -67,19 +67,22 @@ def test_the_figures_are_printed_in_percent(config, capsys):
 
 
 def test_dev_and_test_share_no_image(config, monkeypatch):
-    tested = {}
-    for side in ("dev", "test"):
-        config.split, config.methods, config.output = side, "real", config.output.with_name(side)
-        monkeypatch.setattr(
-            protocol, "fingerprint", lambda samples, side=side: tested.setdefault(side, list(samples)) and ""
-        )
+    tested, score = {}, cells.score_segmenter
+
+    def record(segmenter, samples):
+        tested[config.split] = list(samples)
+        return score(segmenter, samples)
+
+    monkeypatch.setattr(cells, "score_segmenter", record)
+    for config.split in ("dev", "test"):
+        config.methods = "real"
         evaluate(config)
     assert tested["dev"] and not set(tested["dev"]) & set(tested["test"])
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(config, monkeypatch):
     config.methods = "real,sard"
-    train = protocol.train_segmenter
+    train = cells.train_segmenter
     trained = []
 
     def killed_at_the_second(*arguments):
@@ -88,7 +91,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(config, monkeypatch):
             raise KeyboardInterrupt
         return train(*arguments)
 
-    monkeypatch.setattr(protocol, "train_segmenter", killed_at_the_second)
+    monkeypatch.setattr(cells, "train_segmenter", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config)
     finished = json.loads((config.output / "report.json").read_text())["methods"]
@@ -108,7 +111,7 @@ def test_a_changed_data_set_is_evaluated_anew(config, synthetic, monkeypatch):
     image = Image.open(synthetic / "test/hole/000000.png")
     image.putpixel((0, 0), (1, 2, 3))
     image.save(synthetic / "test/hole/000000.png")
-    monkeypatch.setattr(protocol, "train_segmenter", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(cells, "train_segmenter", lambda *_: pytest.fail("trained again"))
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         evaluate(config)
 
@@ -143,7 +146,7 @@ def test_a_set_that_carries_a_held_back_normal_image_is_refused(config, mvtec):
 
 
 def test_a_damaged_image_is_named_before_anything_is_trained(config, monkeypatch):
-    monkeypatch.setattr(protocol, "train_segmenter", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(cells, "train_segmenter", lambda *_: pytest.fail("trained"))
     (config.train / "ground_truth/scratch/000001_mask.png").unlink()
     with pytest.raises(DataError, match=r"scratch/000001\.png"):
         evaluate(config)

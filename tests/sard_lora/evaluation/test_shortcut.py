@@ -54,14 +54,19 @@ def test_a_smooth_fill_is_found_and_an_untouched_one_is_not(normals, tmp_path):
 def test_no_part_is_on_both_sides_and_a_finished_cell_is_kept(normals, tmp_path, monkeypatch):
     sides = []
 
-    def record(folder, key, title, trained, kept, tested, shown, training, start=None):
+    def train(cell, training, trained, kept, start=None):
+        sides.append((trained, kept))
+
+    def test(cell, side, tested, device):
+        trained, kept = sides.pop()
         parts = {sample.image.name: sample.group for sample in normals}
         own = [{parts[f"{int(s.image.stem) % 8}.png"] for s in side if s.defect != GOOD} for side in (trained, tested)]
         good = [{s.group for s in side if s.defect == GOOD} for side in (kept, tested)]
         sides.append((own[0] | good[0], own[1] | good[1]))
         return {"overall": {"ap": 0.5, "auroc": 0.5}}
 
-    monkeypatch.setattr(module, "run_cell", record)
+    monkeypatch.setattr(module.Cell, "train", train)
+    monkeypatch.setattr(module.Cell, "test", test)
     shortcut_cell(tmp_path / "a", {}, "t", fills(tmp_path / "set", normals, 1), normals, TRAINING)
     ((first, second),) = sides
     assert first and second and not first & second

@@ -4,6 +4,7 @@ import torch
 
 from sard_lora.data import open_category
 from sard_lora.defects import DEFECTS
+from sard_lora.evaluation import cells
 from sard_lora.evaluation import start as module
 from sard_lora.evaluation.benchmark import BenchmarkConfig
 from sard_lora.evaluation.segmenters import load_segmenter
@@ -29,7 +30,7 @@ def test_drawn_products_show_every_defect_and_can_be_continued(tmp_path):
 def test_a_start_is_trained_once_and_training_goes_on_from_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "draw_surfaces", few)
     folder = common_start(tmp_path / "start", TINY)
-    monkeypatch.setattr(module, "train_segmenter", None)  # it is there: nothing is trained again
+    monkeypatch.setattr(cells, "train_segmenter", None)  # it is there: nothing is trained again
     assert common_start(tmp_path / "start", TINY) == folder
     drawn = open_category(tmp_path / "start" / "drawn")
     slow = SegmenterConfig(steps=1, batch_size=2, crop=32, learning_rate=1e-9)

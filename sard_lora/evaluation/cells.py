@@ -1,0 +1,134 @@
+"""Cells: one segmenter trained once on one set, and tested on as many sides of a split as wanted; both are kept."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sard_lora.atomic import atomic_folder, make_folder, write_text
+from sard_lora.data import fingerprint
+from sard_lora.evaluation.metrics import ScoreHistogram, summarise
+from sard_lora.evaluation.segmenters import Segmenter, load_segmenter, predict, save_segmenter
+from sard_lora.images import load_image, load_mask
+from sard_lora.layouts import GOOD, Sample
+from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training_device
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The place of a segmenter and its tests: `folder` / segmenter, and a folder for each side that it is tested on.
+
+    `title` is for progress; `key` is all that the training depends on. What an earlier run kept under the same key is
+    not done again; what it kept under another one is replaced.
+    """
+
+    folder: Path
+    title: str
+    key: dict[str, Any]
+
+    @property
+    def segmenter(self) -> Path:
+        """Where `load_segmenter` finds it."""
+        return self.folder / "segmenter"
+
+    def predictions(self, side: str) -> Path:
+        """The folder of its predictions of the shown images of a side: 00.png, 01.png …"""
+        return self.folder / side / "predictions"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the segmenter is there."""
+        return finished(self.segmenter, self.key) is not None
+
+    def train(
+        self,
+        training: SegmenterConfig,
+        anomalies: Sequence[Sample],
+        normals: Sequence[Sample],
+        decoys: Sequence[Sample] = (),
+        start: Path | None = None,
+    ) -> None:
+        """Train the segmenter, unless it is there, and keep it, whole or not at all. As `train_segmenter`."""
+        if self.trained:
+            return
+        begun = time.perf_counter()
+        with tqdm(total=training.steps, desc=f"{self.title}: train", mininterval=1) as bar:
+
+            def progress(step: int, loss: float) -> None:
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update()
+
+            segmenter = train_segmenter(anomalies, normals, training, progress, decoys, start)
+        seconds = round(time.perf_counter() - begun, 1)
+        with atomic_folder(self.segmenter) as temporary:
+            save_segmenter(segmenter, temporary)
+            keep(temporary, self.key, {"train_images": len(anomalies), "train_seconds": seconds})
+
+    def tested(self, side: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
+        """The figures that an earlier `test` kept, or None."""
+        return finished(self.folder / side, self._test_key(samples))
+
+    def test(
+        self, side: str, samples: Sequence[Sample], shown: Sequence[Sample] = (), device: str = "auto"
+    ) -> dict[str, Any]:
+        """The trained segmenter's figures on samples, as `summarise` gives them; predictions of `shown` are kept."""
+        kept = self.tested(side, samples)
+        if kept is not None:
+            return kept
+        segmenter = load_segmenter(self.segmenter).to(training_device(device), memory_format=torch.channels_last)
+        result = score_segmenter(segmenter, samples) | finished(self.segmenter, self.key)
+        with atomic_folder(self.folder / side) as temporary:
+            predictions = make_folder(temporary / "predictions")
+            for index, sample in enumerate(shown):
+                probability = predict(segmenter, _tensor(load_image(sample.image))).sigmoid()
+                Image.fromarray(probability.mul(255).byte().numpy()).save(predictions / f"{index:02d}.png")
+            keep(temporary, self._test_key(samples), result)
+        return result
+
+    def _test_key(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        return self.key | {"test": _fingerprint(tuple(samples))}
+
+
+@cache
+def _fingerprint(samples: tuple[Sample, ...]) -> str:
+    return fingerprint(samples)
+
+
+def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str, Any]:
+    """The figures of a segmenter on samples, each at its own resolution."""
+    scores: dict[str, ScoreHistogram] = {}
+    for sample in tqdm(tested, desc="test", leave=False, mininterval=1):
+        image = load_image(sample.image)
+        mask = np.zeros((image.height, image.width), dtype=bool)
+        if sample.mask is not None:
+            mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+        logits = predict(segmenter, _tensor(image))
+        scores.setdefault(sample.defect, ScoreHistogram()).add(logits, torch.from_numpy(mask))
+    normals = scores.pop(GOOD, ScoreHistogram())
+    return summarise(scores, normals)
+
+
+def keep(folder: Path, key: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write `result.json` for `finished` to find."""
+    write_text(folder / "result.json", json.dumps({"key": key, "result": result}, indent=1))
+
+
+def finished(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The result that an earlier run kept under the same key, or None."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return stored["result"] if stored["key"] == key else None
+
+
+def _tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
