@@ -1,6 +1,7 @@
 """Train the downstream segmenter: a fixed number of steps on random crops, the same for every kind of training data.
 
-Nothing is selected on any data: no validation, no early stopping, the last weights are the result.
+Nothing is selected on any data: no validation, no early stopping, the last weights are the result. Only the threshold
+is set in the end, on the normal images that it was trained on.
 """
 
 import math
@@ -16,13 +17,24 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, build_segmenter, load_segmenter
+from sard_lora.evaluation.metrics import ScoreHistogram, logit_of_share
+from sard_lora.evaluation.segmenters import (
+    Segmenter,
+    SegmenterName,
+    SegmenterSize,
+    build_segmenter,
+    load_segmenter,
+    predict,
+)
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import Sample
 from sard_lora.precision import mixed_precision
 
 # Decoded images are kept up to this size in all; what does not fit is decoded again whenever it is drawn.
 CACHE_BYTES = 2 << 30
+
+_THRESHOLD_IMAGES = 60
+"""Normal images that the threshold is set on."""
 
 
 @dataclass
@@ -45,6 +57,9 @@ class SegmenterConfig:
     """Peak learning rate; default: 2e-3 for U-Net and BiSeNet V2, 5e-4 for SegFormer, 6e-5 where it is pretrained."""
     anomaly_share: float = 0.5
     """Share of the crops that hold a defect; the others come from normal images."""
+    false_area: float = 0.002
+    """Share of the pixels of normal training images that may be marked as a defect: the threshold is raised until no
+    more are. 1 leaves it where the loss puts it."""
     seed: int = 0
     """Seeds the initial weights and every step's crops."""
     device: str = "auto"
@@ -60,6 +75,8 @@ class SegmenterConfig:
             raise ValueError(f"crop={self.crop}: must be at least 32 pixels")
         if not 0 < self.anomaly_share <= 1:
             raise ValueError(f"anomaly_share={self.anomaly_share}: must be above 0 and at most 1")
+        if not 0 < self.false_area <= 1:
+            raise ValueError(f"false_area={self.false_area}: must be above 0 and at most 1")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
 
@@ -114,7 +131,23 @@ def train_segmenter(
                 raise ValueError(f"the segmenter's loss is {loss.item()} at step {step + 1}; lower learning_rate")
             if progress is not None:
                 progress(step + 1, loss.item())
+    if normals and config.false_area < 1:
+        _set_threshold(segmenter, normals, config)
     return segmenter.eval()
+
+
+def _set_threshold(segmenter: Segmenter, normals: Sequence[Sample], config: SegmenterConfig) -> None:
+    """Lower all logits until at most `false_area` of the pixels of normal images lie above 0.
+
+    Half of the crops in training hold a defect, next to none of the pixels at the line: what training calls even odds
+    marks far too much there. So the threshold is set, as at the line, on good parts; these are drawn at random.
+    """
+    scores = ScoreHistogram()
+    for index in np.random.default_rng(config.seed).permutation(len(normals))[:_THRESHOLD_IMAGES]:
+        image = torch.from_numpy(np.array(load_image(normals[index].image))).permute(2, 0, 1)
+        logits = predict(segmenter, image)
+        scores.add(logits, torch.zeros_like(logits, dtype=torch.bool))
+    segmenter.lower_logits(max(0.0, logit_of_share(scores, config.false_area)))
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:

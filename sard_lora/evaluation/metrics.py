@@ -122,6 +122,13 @@ def ranking_figures(scores: ScoreHistogram) -> dict[str, float]:
     return {"ap": ap.item(), "auroc": auroc.item(), "f1_max": f1.max().item(), "aupro": min(1.0, aupro)}
 
 
+def logit_of_share(normals: ScoreHistogram, share: float) -> float:
+    """The lowest logit, up to the width of a bin, that at most a `share` of the pixels without a defect lie above."""
+    above = normals.negative.flip(0).cumsum(0).flip(0)
+    few = (above <= share * normals.negative.sum()).nonzero()
+    return LIMIT if not len(few) else few[0].item() * (2 * LIMIT / BINS) - LIMIT
+
+
 def false_area(normals: ScoreHistogram) -> float | None:
     """The share of pixels of normal images whose probability is 0.5 or more; None without normal images."""
     above, below = _above_half(normals.negative)

@@ -78,6 +78,20 @@ class Segmenter(nn.Module):
             outputs = [self.network(normalised)]
         return [self._resized(output, padded, images) for output in outputs]
 
+    @property
+    def output_layers(self) -> list[nn.Conv2d]:
+        """The layers whose bias is a constant of the logits: that of `forward` first, then the auxiliary ones."""
+        if isinstance(self.network, BiSeNetV2):
+            return [head.classifier for head in (self.network.head, *self.network.boosters)]
+        if isinstance(self.network, UNet):
+            return [[layer for layer in self.network.modules() if isinstance(layer, nn.Conv2d)][-1]]
+        return [self.network.decode_head.classifier]
+
+    def lower_logits(self, amount: float) -> None:
+        """Subtract `amount` from every logit of `forward`."""
+        with torch.no_grad():
+            self.output_layers[0].bias -= amount
+
     def _padded(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         # Two strides at least: a single value in the deepest layer cannot be normalised.
@@ -114,19 +128,16 @@ def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrain
         )
     if name == "unet":
         segmenter = _build({"name": "unet", **UNET_LEVELS[size]})
-        last_layers = [[layer for layer in segmenter.modules() if isinstance(layer, nn.Conv2d)][-1]]
     elif name == "bisenetv2":
         # Through JSON, so that the settings are the same before and after a save: it has no tuples.
         width = json.loads(json.dumps(asdict(BISENETV2_WIDTHS[size])))
         segmenter = _build({"name": "bisenetv2", "width": width})
-        last_layers = [head.classifier for head in (segmenter.network.head, *segmenter.network.boosters)]
     else:
         if size == "small":
             segmenter = _build({"name": "segformer", "config": _as_json(SegformerConfig(num_labels=1))})
         else:
             segmenter = _pretrained_segformer(pretrained or SEGFORMER_FULL_ENCODER)
-        last_layers = [segmenter.network.decode_head.classifier]
-    for layer in last_layers:
+    for layer in segmenter.output_layers:
         nn.init.constant_(layer.bias, INITIAL_LOGIT)
     return segmenter
 

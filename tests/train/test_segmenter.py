@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sard_lora.data import few_shot_split, open_category
-from sard_lora.evaluation.segmenters import predict
+from sard_lora.evaluation.segmenters import build_segmenter, predict
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train import segmenter
 from sard_lora.train.segmenter import CropSource, SegmenterConfig, segmentation_loss, train_segmenter
@@ -51,6 +51,24 @@ def test_it_learns_to_find_the_defect(split):
     mask = torch.from_numpy(np.array(Image.open(sample.mask)) > 0)
     predicted = predict(trained, image) > 0
     assert (predicted & mask).sum() / (predicted | mask).sum() > 0.5
+
+
+@pytest.mark.parametrize("name", ["unet", "segformer", "bisenetv2"])
+def test_the_threshold_is_raised_until_few_pixels_of_good_parts_are_marked_and_never_lowered(split, name):
+    config = SegmenterConfig(segmenter=name, false_area=0.02)
+    images = [
+        torch.from_numpy(np.array(Image.open(sample.image).convert("RGB"))).permute(2, 0, 1) for sample in split.normals
+    ]
+    new = build_segmenter(name).eval()
+    before = torch.stack([predict(new, image) for image in images])
+    assert (before < 0).all()
+    segmenter._set_threshold(new, split.normals, config)
+    assert torch.equal(torch.stack([predict(new, image) for image in images]), before)
+    new.lower_logits(-10)
+    segmenter._set_threshold(new, split.normals, config)
+    after = torch.stack([predict(new, image) for image in images])
+    assert 0 < (after >= 0).float().mean() <= 0.02
+    assert (after - before).std() < 1e-4, "all logits by the same amount"
 
 
 def test_the_share_of_crops_that_should_hold_a_defect_holds_one(split):
