@@ -39,7 +39,7 @@ lint: $(INSTALLED)
 
 # Two tests at a time on one core each take half of the time of one test on two.
 test: lint browser
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
