@@ -29,9 +29,9 @@ from sard_lora.synthesizer import (
     Job,
     SynthesizeConfig,
     Synthesizer,
-    chosen_candidates,
     chosen_strength,
     compose,
+    default_candidates,
     mask_bank,
     mask_digest,
 )
@@ -151,7 +151,7 @@ def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank) -> dic
         "adapter_sha256": adapter.sha256(),
         "mask_bank": _bank_digest(bank) if config.mask_bank else None,
         "strength": strength,
-        "candidates": config.candidates or chosen_candidates(strength),
+        "candidates": config.candidates or default_candidates(strength),
     }
 
 

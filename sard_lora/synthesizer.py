@@ -181,7 +181,7 @@ class Synthesizer:
     @property
     def candidates(self) -> int:
         """How many candidates are made for each part of a mask."""
-        return self.config.candidates or chosen_candidates(self.strength)
+        return self.config.candidates or default_candidates(self.strength)
 
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
@@ -301,7 +301,7 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
     return config.strength
 
 
-def chosen_candidates(strength: float) -> int:
+def default_candidates(strength: float) -> int:
     """As many candidates as are worth their time: from the same real defect they differ little."""
     return 1 if strength < 1 else CANDIDATES
 

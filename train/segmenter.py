@@ -25,6 +25,7 @@ from sard_lora.evaluation.segmenters import (
     build_segmenter,
     load_segmenter,
     predict,
+    to_tensor,
 )
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import Sample
@@ -144,8 +145,7 @@ def _set_threshold(segmenter: Segmenter, normals: Sequence[Sample], config: Segm
     """
     scores = ScoreHistogram()
     for index in np.random.default_rng(config.seed).permutation(len(normals))[:_THRESHOLD_IMAGES]:
-        image = torch.from_numpy(np.array(load_image(normals[index].image))).permute(2, 0, 1)
-        logits = predict(segmenter, image)
+        logits = predict(segmenter, to_tensor(load_image(normals[index].image)))
         scores.add(logits, torch.zeros_like(logits, dtype=torch.bool))
     segmenter.lower_logits(max(0.0, logit_of_share(scores, config.false_area)))
 

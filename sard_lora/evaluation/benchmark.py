@@ -21,7 +21,7 @@ import torch
 from sard_lora import bases
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
-from sard_lora.evaluation.cells import Cell, finished, keep
+from sard_lora.evaluation.cells import Cell, Side, finished, keep
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
 from sard_lora.evaluation.methods import SetMaker, parse_method, split_names
 from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
@@ -29,7 +29,7 @@ from sard_lora.evaluation.protocol import choose_pictures
 from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, load_segmenter
 from sard_lora.evaluation.shortcut import shortcut_cell
 from sard_lora.evaluation.start import common_start
-from sard_lora.layouts import GOOD, Sample
+from sard_lora.layouts import GOOD
 from sard_lora.train.adapt import AdaptConfig, adapt
 from sard_lora.train.segmenter import SegmenterConfig
 
@@ -142,7 +142,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         report["shortcut"] = [row for category in categories for row in _shortcut_rows(config, category)]
     write_text(config.output / "benchmark.json", json.dumps(report, indent=1) + "\n")
     write_text(config.output / "benchmark.md", markdown(report))
-    shown = {category.name: choose_pictures(_tested(category, config)) for category in categories}
+    shown = {category.name: _side(category, config).shown for category in categories}
     predictions = {
         category.name: {
             outcome.method: outcome.predictions
@@ -178,9 +178,10 @@ def find_categories(data: Path) -> list[Category]:
         return found
 
 
-def _tested(category: Category, config: BenchmarkConfig) -> tuple[Sample, ...]:
+def _side(category: Category, config: BenchmarkConfig) -> Side:
     split = few_shot_split(category, config.shots)
-    return split.test if config.split == "test" else split.dev
+    tested = split.test if config.split == "test" else split.dev
+    return Side(config.split, tested, choose_pictures(tested))
 
 
 def _outcomes(config: BenchmarkConfig, categories: Sequence[Category]) -> Iterator[Outcome]:
@@ -191,14 +192,13 @@ def _outcomes(config: BenchmarkConfig, categories: Sequence[Category]) -> Iterat
 
 
 def _category_outcomes(config: BenchmarkConfig, category: Category, seed: int) -> Iterator[Outcome]:
-    split, tested = few_shot_split(category, config.shots), _tested(category, config)
-    shown = choose_pictures(tested)
+    split, side = few_shot_split(category, config.shots), _side(category, config)
     work = config.output / category.name
     sets, shared = None, _shared_key(config, split)
     for method in split_names(config.methods):
         for segmenter in split_names(config.segmenters):
             cell = _cell(config, category, method, segmenter, seed, shared)
-            result = cell.tested(config.split, tested)
+            result = cell.tested(side)
             if result is None:
                 if not cell.trained:
                     sets = sets or _sets(config, category, split, work, seed)
@@ -210,8 +210,8 @@ def _category_outcomes(config: BenchmarkConfig, category: Category, seed: int) -
                         [sample for part in parts for sample in sets.decoys(part)],
                         start and common_start(config.output / "start", start),
                     )
-                result = cell.test(config.split, tested, shown, config.device)
-            yield Outcome(category.name, seed, method, segmenter, result, cell.predictions(config.split))
+                result = cell.test(side, config.device)
+            yield Outcome(category.name, seed, method, segmenter, result, cell.predictions(side))
 
 
 def _cell(
@@ -251,22 +251,22 @@ def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
     """How exact and how real each set of the first seed is; nothing where no U-Net was trained on the real defects."""
     if _FEATURES[0] not in split_names(config.methods) or _FEATURES[1] not in split_names(config.segmenters):
         return
-    split, tested = few_shot_split(category, config.shots), _tested(category, config)
+    split, side = few_shot_split(category, config.shots), _side(category, config)
     work = config.output / category.name
     features = _cell(config, category, *_FEATURES, 0, _shared_key(config, split))
-    key = features.key | {"test": fingerprint(tested)}
+    key = features.key | {"test": side.fingerprint}
 
     @cache
     def reference() -> tuple[Segmenter, torch.Tensor]:
         """The U-Net of the first seed that saw the real defects alone, and its features of the held-back ones."""
         segmenter = load_segmenter(features.segmenter)
-        return segmenter, defect_features(segmenter, [sample for sample in tested if sample.defect != GOOD])
+        return segmenter, defect_features(segmenter, [sample for sample in side.samples if sample.defect != GOOD])
 
     for method in split_names(config.methods):
         parts = parse_method(method)
         if len(parts) > 1:
             continue
-        folder = work / "fidelity" / method / config.split
+        folder = work / "fidelity" / method / side.name
         figures = finished(folder, key)
         if figures is None:
             samples = _sets(config, category, split, work, 0).samples(parts[0])

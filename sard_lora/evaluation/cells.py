@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,24 @@ from tqdm import tqdm
 from sard_lora.atomic import atomic_folder, make_folder, write_text
 from sard_lora.data import fingerprint
 from sard_lora.evaluation.metrics import ScoreHistogram, summarise
-from sard_lora.evaluation.segmenters import Segmenter, load_segmenter, predict, save_segmenter
+from sard_lora.evaluation.segmenters import Segmenter, load_segmenter, predict, save_segmenter, to_tensor
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training_device
+
+
+@dataclass(frozen=True)
+class Side:
+    """What segmenters are tested on: the name of the side of a split, its samples, and those to keep predictions of."""
+
+    name: str
+    samples: Sequence[Sample]
+    shown: Sequence[Sample] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As `sard_lora.data.fingerprint`; files that change while a side is in use do not change it."""
+        return fingerprint(self.samples)
 
 
 @dataclass(frozen=True)
@@ -39,9 +53,9 @@ class Cell:
         """Where `load_segmenter` finds it."""
         return self.folder / "segmenter"
 
-    def predictions(self, side: str) -> Path:
+    def predictions(self, side: Side) -> Path:
         """The folder of its predictions of the shown images of a side: 00.png, 01.png …"""
-        return self.folder / side / "predictions"
+        return self.folder / side.name / "predictions"
 
     @property
     def trained(self) -> bool:
@@ -72,34 +86,27 @@ class Cell:
             save_segmenter(segmenter, temporary)
             keep(temporary, self.key, {"train_images": len(anomalies), "train_seconds": seconds})
 
-    def tested(self, side: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
+    def tested(self, side: Side) -> dict[str, Any] | None:
         """The figures that an earlier `test` kept, or None."""
-        return finished(self.folder / side, self._test_key(samples))
+        return finished(self.folder / side.name, self._test_key(side))
 
-    def test(
-        self, side: str, samples: Sequence[Sample], shown: Sequence[Sample] = (), device: str = "auto"
-    ) -> dict[str, Any]:
-        """The trained segmenter's figures on samples, as `summarise` gives them; predictions of `shown` are kept."""
-        kept = self.tested(side, samples)
+    def test(self, side: Side, device: str = "auto") -> dict[str, Any]:
+        """The trained segmenter's figures on a side, as `summarise` gives them; kept, with its predictions."""
+        kept = self.tested(side)
         if kept is not None:
             return kept
         segmenter = load_segmenter(self.segmenter).to(training_device(device), memory_format=torch.channels_last)
-        result = score_segmenter(segmenter, samples) | finished(self.segmenter, self.key)
-        with atomic_folder(self.folder / side) as temporary:
+        result = score_segmenter(segmenter, side.samples) | finished(self.segmenter, self.key)
+        with atomic_folder(self.folder / side.name) as temporary:
             predictions = make_folder(temporary / "predictions")
-            for index, sample in enumerate(shown):
-                probability = predict(segmenter, _tensor(load_image(sample.image))).sigmoid()
+            for index, sample in enumerate(side.shown):
+                probability = predict(segmenter, to_tensor(load_image(sample.image))).sigmoid()
                 Image.fromarray(probability.mul(255).byte().numpy()).save(predictions / f"{index:02d}.png")
-            keep(temporary, self._test_key(samples), result)
+            keep(temporary, self._test_key(side), result)
         return result
 
-    def _test_key(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        return self.key | {"test": _fingerprint(tuple(samples))}
-
-
-@cache
-def _fingerprint(samples: tuple[Sample, ...]) -> str:
-    return fingerprint(samples)
+    def _test_key(self, side: Side) -> dict[str, Any]:
+        return self.key | {"test": side.fingerprint}
 
 
 def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str, Any]:
@@ -110,7 +117,7 @@ def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str,
         mask = np.zeros((image.height, image.width), dtype=bool)
         if sample.mask is not None:
             mask = np.asarray(load_mask(sample.mask, image.size)) > 0
-        logits = predict(segmenter, _tensor(image))
+        logits = predict(segmenter, to_tensor(image))
         scores.setdefault(sample.defect, ScoreHistogram()).add(logits, torch.from_numpy(mask))
     normals = scores.pop(GOOD, ScoreHistogram())
     return summarise(scores, normals)
@@ -128,7 +135,3 @@ def finished(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
     return stored["result"] if stored["key"] == key else None
-
-
-def _tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torchmetrics.image.kid import poly_mmd
 
-from sard_lora.evaluation.segmenters import Segmenter
+from sard_lora.evaluation.segmenters import Segmenter, to_tensor
 from sard_lora.images import load_image, load_mask
 from sard_lora.labelled import records_by_image
 from sard_lora.layouts import Sample
@@ -68,7 +68,7 @@ def defect_features(segmenter: Segmenter, samples: Sequence[Sample]) -> Tensor:
             image = load_image(sample.image)
             mask = torch.from_numpy(np.asarray(load_mask(sample.mask, image.size)) > 0).float()[None, None].to(device)
             seen.clear()
-            segmenter(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device).float() / 255)
+            segmenter(to_tensor(image)[None].to(device).float() / 255)
             means = []
             for features in seen:
                 weight = torch.nn.functional.adaptive_max_pool2d(mask, features.shape[-2:])

@@ -20,7 +20,7 @@ from sard_lora.atomic import make_folder, write_text
 from sard_lora.card import evaluation_summary, write_card
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.evaluation.baselines import write_baseline
-from sard_lora.evaluation.cells import Cell
+from sard_lora.evaluation.cells import Cell, Side
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.evaluation.page import text_table, write_page
 from sard_lora.images import DataError, Problem, load_image, load_mask
@@ -115,20 +115,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "config": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()},
         "methods": {},
     }
-    shown = choose_pictures(tested)
+    side = Side(config.split, tested, choose_pictures(tested))
     predictions = {}
     for name in config.method_names:
         anomalies = [sample for part in name.split("+") for sample in sources[part]]
         key = {"training": asdict(config.training), "data": fingerprint([*anomalies, *split.normals])}
         cell = Cell(config.output / "methods" / name, name, key)
         cell.train(config.training, anomalies, split.normals)
-        report["methods"][name] = cell.test(config.split, tested, shown)
-        predictions[name] = cell.predictions(config.split)
+        report["methods"][name] = cell.test(side, config.device)
+        predictions[name] = cell.predictions(side)
         write_text(config.output / "report.json", json.dumps(report, indent=1))
     if config.adapter is not None:
         write_text(config.adapter / EVALUATION_FILE, json.dumps(evaluation_summary(report), indent=2) + "\n")
         write_card(config.adapter)
-    write_page(config.output / "index.html", report, shown, predictions)
+    write_page(config.output / "index.html", report, side.shown, predictions)
     print(f"mean of the defect types on {len(tested)} {config.split} images, in percent:\n{text_table(report)}")
     print(f"look at {config.output / 'index.html'}")
     return report

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import UNet
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -188,6 +190,11 @@ def load_segmenter(folder: Path | str) -> Segmenter:
     segmenter = _build(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")))
     segmenter.load_state_dict(load_file(folder / _WEIGHTS))
     return segmenter.eval()
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """The pixels of an RGB image as `predict` takes them: (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @torch.inference_mode()

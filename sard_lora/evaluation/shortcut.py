@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sard_lora.data import fingerprint
-from sard_lora.evaluation.cells import Cell
+from sard_lora.evaluation.cells import Cell, Side
 from sard_lora.labelled import records_by_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.segmenter import SegmenterConfig
@@ -49,7 +49,7 @@ def shortcut_cell(
     kept = [sample for sample in normals if sample.group in first]
     cell = Cell(folder, title, key | {"training": vars(training), "fills": fingerprint(fills)})
     cell.train(training, trained, kept, start=start)
-    found = cell.test("test", tested, device=training.device)
+    found = cell.test(Side("test", tested), training.device)
     return {"ap": found["overall"]["ap"], "auroc": found["overall"]["auroc"], "chance": _filled_share(tested)}
 
 

@@ -116,6 +116,22 @@ def test_a_changed_data_set_is_evaluated_anew(config, synthetic, monkeypatch):
         evaluate(config)
 
 
+def test_a_changed_test_image_is_tested_anew_and_nothing_is_trained(config, mvtec, monkeypatch):
+    config.methods = "real"
+    evaluate(config)
+    monkeypatch.setattr(cells, "train_segmenter", lambda *_: pytest.fail("trained again"))
+    scored, score = [], cells.score_segmenter
+    monkeypatch.setattr(cells, "score_segmenter", lambda *arguments: scored.append(1) or score(*arguments))
+    evaluate(config)
+    assert not scored
+    held = few_shot_split(open_category(mvtec)).test[0].image
+    image = Image.open(held)
+    image.putpixel((0, 0), (1, 2, 3))
+    image.save(held)
+    evaluate(config)
+    assert len(scored) == 1
+
+
 def test_other_people_s_sets_can_be_trained_on_too(config, mvtec, tmp_path):
     """A plain MVTec-AD folder: no records, no normal images, other file formats."""
     root = tmp_path / "others"

@@ -57,8 +57,8 @@ def test_no_part_is_on_both_sides_and_a_finished_cell_is_kept(normals, tmp_path,
     def train(cell, training, trained, kept, start=None):
         sides.append((trained, kept))
 
-    def test(cell, side, tested, device):
-        trained, kept = sides.pop()
+    def test(cell, side, device):
+        (trained, kept), tested = sides.pop(), side.samples
         parts = {sample.image.name: sample.group for sample in normals}
         own = [{parts[f"{int(s.image.stem) % 8}.png"] for s in side if s.defect != GOOD} for side in (trained, tested)]
         good = [{s.group for s in side if s.defect == GOOD} for side in (kept, tested)]
