@@ -37,7 +37,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# Two tests at a time on one core each take half of the time of one test on two.
+# Two tests at a time, one core each: tensors this small gain little from a second core.
 test: lint browser
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
