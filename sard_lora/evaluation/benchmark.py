@@ -5,14 +5,11 @@ where it stopped and ends with the same table. No figure is chosen on anything t
 """
 
 import json
-import os
-import platform
 import shlex
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,22 +20,21 @@ from sard_lora.atomic import make_folder, write_text
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.evaluation.cells import Cell, Side, finished, keep
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
-from sard_lora.evaluation.methods import SetMaker, parse_method, split_names
-from sard_lora.evaluation.page import benchmark_tables, write_benchmark_page
+from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
+from sard_lora.evaluation.page import write_benchmark_page
 from sard_lora.evaluation.protocol import choose_pictures
+from sard_lora.evaluation.results import Outcome, build_report, markdown
 from sard_lora.evaluation.segmenters import Segmenter, SegmenterName, SegmenterSize, load_segmenter
 from sard_lora.evaluation.shortcut import shortcut_cell
 from sard_lora.evaluation.start import common_start
+from sard_lora.evaluation.tasks import Task, run_tasks
 from sard_lora.layouts import GOOD
 from sard_lora.train.adapt import AdaptConfig, adapt
 from sard_lora.train.segmenter import SegmenterConfig
 
 METHODS = "real,paste,cutpaste,draem,inpaint,sard,paste+real,sard+real"
-FIDELITY = ("background_error", "mask_agreement", "kernel_distance", "diversity")
 _FEATURES = ("real", "unet")
 """Method and segmenter whose network gives the features of fidelity."""
-FIGURES = ("miou", "iou_defect", "pixel_acc", "ap", "auroc", "f1_max", "aupro")
-"""Means over the defect types, in percent; `false_alarms` beside them is a count for each normal image."""
 
 
 @dataclass
@@ -83,6 +79,8 @@ class BenchmarkConfig:
     """Which half of the held-back images: choices are made on dev, final figures on test."""
     device: str = "auto"
     """Where segmenters train: "cpu", "cuda", …; "auto" takes a GPU where there is one."""
+    workers: int = 1
+    """Processes that make sets and train segmenters side by side, on the same GPU where there is one."""
 
     def __post_init__(self) -> None:
         for name in split_names(self.methods):
@@ -92,7 +90,7 @@ class BenchmarkConfig:
                 raise ValueError(f"segmenters: {name!r} is not one of {', '.join(get_args(SegmenterName))}")
         if not split_names(self.methods) or not split_names(self.segmenters):
             raise ValueError("methods and segmenters have to name at least one each")
-        for name in ("seeds", "count", "adapter_steps", "unet_steps", "segformer_steps", "bisenetv2_steps"):
+        for name in ("seeds", "count", "adapter_steps", "unet_steps", "segformer_steps", "bisenetv2_steps", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
         for name in ("adapt_steps", "start_steps", "fills"):
@@ -111,18 +109,6 @@ class BenchmarkConfig:
         return SegmenterConfig(segmenter=segmenter, size=self.size, steps=steps, seed=seed, device=self.device)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one cell: its figures as `summarise` gives them, and the folder of its predictions."""
-
-    dataset: str
-    seed: int
-    method: str
-    segmenter: str
-    result: dict[str, Any]
-    predictions: Path
-
-
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Run what is not finished yet; returns what `benchmark.json` holds.
 
@@ -132,15 +118,18 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     categories = find_categories(config.data)
     for category in categories:
         require_sound(category)
+    if config.workers > 1:
+        run_tasks(_tasks(config, categories), config.workers, config.output / "logs", [__name__])
     outcomes: list[Outcome] = []
-    for outcome in _outcomes(config, categories):
-        outcomes.append(outcome)
-        write_text(config.output / "benchmark.json", json.dumps(_report(config, outcomes), indent=1) + "\n")
-    report = _report(config, outcomes)
-    report["fidelity"] = [row for category in categories for row in _fidelity_rows(config, category)]
+    for cell in _cells(config, categories):
+        outcomes.append(_outcome(config, *cell))
+        _write_report(config, outcomes)
+    extra = {"fidelity": [row for category in categories for row in _fidelity_rows(config, category)]}
     if config.fills:
-        report["shortcut"] = [row for category in categories for row in _shortcut_rows(config, category)]
-    write_text(config.output / "benchmark.json", json.dumps(report, indent=1) + "\n")
+        extra["shortcut"] = [
+            _shortcut_row(config, category, method) for category in categories for method in _writing_methods(config)
+        ]
+    report = _write_report(config, outcomes, extra)
     write_text(config.output / "benchmark.md", markdown(report))
     shown = {category.name: _side(category, config).shown for category in categories}
     predictions = {
@@ -184,34 +173,36 @@ def _side(category: Category, config: BenchmarkConfig) -> Side:
     return Side(config.split, tested, choose_pictures(tested))
 
 
-def _outcomes(config: BenchmarkConfig, categories: Sequence[Category]) -> Iterator[Outcome]:
+def _cells(config: BenchmarkConfig, categories: Sequence[Category]) -> Iterator[tuple[Category, int, str, str]]:
     """Seed by seed, so that a benchmark that was cut short has all methods with fewer seeds."""
-    for seed in range(config.seeds):
-        for category in categories:
-            yield from _category_outcomes(config, category, seed)
+    methods, segmenters = split_names(config.methods), split_names(config.segmenters)
+    for seed, category, method, segmenter in product(range(config.seeds), categories, methods, segmenters):
+        yield category, seed, method, segmenter
 
 
-def _category_outcomes(config: BenchmarkConfig, category: Category, seed: int) -> Iterator[Outcome]:
+def _outcome(config: BenchmarkConfig, category: Category, seed: int, method: str, segmenter: str) -> Outcome:
+    """Train and test a cell, as far as that was not done before."""
     split, side = few_shot_split(category, config.shots), _side(category, config)
-    work = config.output / category.name
-    sets, shared = None, _shared_key(config, split)
-    for method in split_names(config.methods):
-        for segmenter in split_names(config.segmenters):
-            cell = _cell(config, category, method, segmenter, seed, shared)
-            result = cell.tested(side)
-            if result is None:
-                if not cell.trained:
-                    sets = sets or _sets(config, category, split, work, seed)
-                    parts, start = parse_method(method), config.start(segmenter)
-                    cell.train(
-                        config.training(segmenter, seed),
-                        [sample for part in parts for sample in sets.samples(part)],
-                        split.normals,
-                        [sample for part in parts for sample in sets.decoys(part)],
-                        start and common_start(config.output / "start", start),
-                    )
-                result = cell.test(side, config.device)
-            yield Outcome(category.name, seed, method, segmenter, result, cell.predictions(side))
+    cell = _cell(config, category, method, segmenter, seed, _shared_key(config, split))
+    result = cell.tested(side)
+    if result is None:
+        if not cell.trained:
+            sets, parts = _sets(config, category, seed), parse_method(method)
+            cell.train(
+                config.training(segmenter, seed),
+                [sample for part in parts for sample in sets.samples(part)],
+                split.normals,
+                [sample for part in parts for sample in sets.decoys(part)],
+                _start(config, segmenter),
+            )
+        result = cell.test(side, config.device)
+    return Outcome(category.name, seed, method, segmenter, result, cell.predictions(side))
+
+
+def _start(config: BenchmarkConfig, segmenter: str) -> Path | None:
+    """Where the segmenter's weights come from; trained first, unless that was done before."""
+    start = config.start(segmenter)
+    return start and common_start(config.output / "start", start)
 
 
 def _cell(
@@ -235,16 +226,32 @@ def _shared_key(config: BenchmarkConfig, split: Split) -> dict[str, Any]:
     }
 
 
-def _sets(config: BenchmarkConfig, category: Category, split: Split, work: Path, seed: int) -> SetMaker:
-    base = config.base
+def _sets(config: BenchmarkConfig, category: Category, seed: int) -> SetMaker:
+    work, base = config.output / category.name, config.base
     if config.adapt_steps:
-        folder = work / "base"
-        if not folder.exists():
-            adapt(AdaptConfig(category.root, folder, base=base, steps=config.adapt_steps, resume=True))
-        base = str(folder)
+        base = str(_adapted_base(config, category))
     return SetMaker(
         category, work / f"seed{seed}", base, seed, config.count, config.shots, {"steps": config.adapter_steps}, {}
     )
+
+
+def _adapted_base(config: BenchmarkConfig, category: Category) -> Path:
+    """The base that was adapted to the normal images; made first, unless that was done before."""
+    folder = config.output / category.name / "base"
+    if not folder.exists():
+        adapt(AdaptConfig(category.root, folder, base=config.base, steps=config.adapt_steps, resume=True))
+    return folder
+
+
+def _train_adapter(config: BenchmarkConfig, category: Category, seed: int, part: Part) -> None:
+    _sets(config, category, seed).adapter(part)
+
+
+def _make_set(config: BenchmarkConfig, category: Category, seed: int, part: Part) -> None:
+    """Make what segmenters are trained on, as far as that was not done before."""
+    sets = _sets(config, category, seed)
+    sets.samples(part)
+    sets.decoys(part)
 
 
 def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict[str, Any]]:
@@ -269,7 +276,7 @@ def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
         folder = work / "fidelity" / method / side.name
         figures = finished(folder, key)
         if figures is None:
-            samples = _sets(config, category, split, work, 0).samples(parts[0])
+            samples = _sets(config, category, 0).samples(parts[0])
             segmenter, real = reference()
             figures = feature_figures(real, defect_features(segmenter, samples))
             if parts[0].kind != "real":
@@ -279,62 +286,80 @@ def _fidelity_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict
         yield {"dataset": category.name, "method": method, **figures}
 
 
-def _shortcut_rows(config: BenchmarkConfig, category: Category) -> Iterator[dict[str, Any]]:
-    """How well fills are told from untouched normal images, in percent, for every method that writes."""
-    split, segmenter = few_shot_split(category, config.shots), split_names(config.segmenters)[0]
-    work = config.output / category.name
-    sets, start = _sets(config, category, split, work, 0), config.start(segmenter)
-    for method in split_names(config.methods):
-        parts = parse_method(method)
-        if len(parts) > 1 or parts[0].kind == "real":
-            continue
-        title = f"{category.name}, {method}, shortcut"
-        figures = shortcut_cell(
-            work / "shortcut" / method / segmenter,
-            {"method": method, "start": start and asdict(start)},
-            title,
-            sets.fills(parts[0], config.fills),
-            split.normals,
-            config.training(segmenter, 0),
-            start and common_start(config.output / "start", start),
+def _writing_methods(config: BenchmarkConfig) -> list[str]:
+    """The methods that write into pictures."""
+    parts = {method: parse_method(method) for method in split_names(config.methods)}
+    return [method for method, made_of in parts.items() if len(made_of) == 1 and made_of[0].kind != "real"]
+
+
+def _shortcut_row(config: BenchmarkConfig, category: Category, method: str) -> dict[str, Any]:
+    """How well a method's fills are told from untouched normal images, in percent."""
+    segmenter = split_names(config.segmenters)[0]
+    start = config.start(segmenter)
+    figures = shortcut_cell(
+        config.output / category.name / "shortcut" / method / segmenter,
+        {"method": method, "start": start and asdict(start)},
+        f"{category.name}, {method}, shortcut",
+        _sets(config, category, 0).fills(parse_method(method)[0], config.fills),
+        few_shot_split(category, config.shots).normals,
+        config.training(segmenter, 0),
+        _start(config, segmenter),
+    )
+    row = {"dataset": category.name, "method": method, "segmenter": segmenter, "fills": config.fills}
+    return row | {name: round(100 * value, 3) for name, value in figures.items()}
+
+
+def _tasks(config: BenchmarkConfig, categories: Sequence[Category]) -> list[Task]:
+    """All that several processes can do side by side, the sets before the segmenters that are trained on them."""
+    methods, segmenters = split_names(config.methods), split_names(config.segmenters)
+    tasks: dict[str, Task] = {}
+
+    def add(name: str, function: Callable[..., Any], *arguments: Any, after: Sequence[str] = ()) -> str:
+        tasks.setdefault(name, Task(name, function, (config, *arguments), tuple(after)))
+        return name
+
+    started: dict[str, list[str]] = {segmenter: [] for segmenter in segmenters}
+    if config.start_steps:
+        for segmenter in segmenters:  # one after the other: they share the drawn surfaces
+            started[segmenter] = [add(f"start, {segmenter}", _start, segmenter, after=list(tasks))]
+    adapted: dict[str, list[str]] = {category.name: [] for category in categories}
+    if config.adapt_steps:
+        adapted = {c.name: [add(f"{c.name}, adapted base", _adapted_base, c)] for c in categories}
+    made: dict[tuple[str, int, str], list[str]] = {}
+    for seed, category, method in product(range(config.seeds), categories, methods):
+        place = f"{category.name}, seed {seed}"
+        needed = made.setdefault((category.name, seed, method), [])
+        for part in parse_method(method):
+            after = []
+            if part.adapter:
+                title = f"{place}, adapter of {part.adapter}"
+                after = [add(title, _train_adapter, category, seed, part, after=adapted[category.name])]
+            needed.append(add(f"{place}, set of {part}", _make_set, category, seed, part, after=after))
+    for category, seed, method, segmenter in _cells(config, categories):
+        after = made[category.name, seed, method] + started[segmenter]
+        add(
+            f"{category.name}, seed {seed}, {method}, {segmenter}",
+            _outcome,
+            category,
+            seed,
+            method,
+            segmenter,
+            after=after,
         )
-        row = {"dataset": category.name, "method": method, "segmenter": segmenter, "fills": config.fills}
-        yield row | {name: round(100 * value, 3) for name, value in figures.items()}
+    for category, method in product(categories, _writing_methods(config) if config.fills else ()):
+        after = made[category.name, 0, method] + started[segmenters[0]]
+        add(f"{category.name}, {method}, shortcut", _shortcut_row, category, method, after=after)
+    return list(tasks.values())
 
 
-def _report(config: BenchmarkConfig, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    groups: dict[tuple[str, str, str], list[Outcome]] = {}
-    for outcome in outcomes:
-        groups.setdefault((outcome.dataset, outcome.segmenter, outcome.method), []).append(outcome)
-    rows = []
-    for (dataset, segmenter, method), group in sorted(groups.items(), key=lambda item: item[0][:2]):
-        row = {
-            "dataset": dataset,
-            "base": config.base,
-            "method": method,
-            "segmenter": segmenter,
-            "seeds": len(group),
-            "images": group[0].result["train_images"],
-        }
-        for figure in FIGURES:
-            row[figure] = _spread([outcome.result["mean_of_defects"][figure] for outcome in group], 100)
-        overall = [outcome.result["overall"] for outcome in group]
-        row["false_alarms"] = _spread([figures["false_alarms"] for figures in overall])
-        row["false_area"] = _spread([figures["false_area"] for figures in overall], 100)
-        row["per_defect"] = {
-            defect: {f: _spread([outcome.result["per_defect"][defect][f] for outcome in group], 100) for f in FIGURES}
-            for defect in group[0].result["per_defect"]
-        }
-        rows.append(row)
+def _write_report(
+    config: BenchmarkConfig, outcomes: Sequence[Outcome], extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write `benchmark.json`; returns what it holds."""
     settings = {name: v.name if isinstance(v, Path) else v for name, v in asdict(config).items()}
-    return {
-        "command": _command(settings),
-        "settings": settings,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        "versions": {name: version(name) for name in ("sard-lora", "torch", "diffusers", "transformers", "monai")},
-        "rows": rows,
-    }
+    report = build_report(outcomes, settings, _command(settings)) | dict(extra or {})
+    write_text(config.output / "benchmark.json", json.dumps(report, indent=1) + "\n")
+    return report
 
 
 def _command(settings: dict[str, Any]) -> str:
@@ -342,37 +367,3 @@ def _command(settings: dict[str, Any]) -> str:
     usual = asdict(BenchmarkConfig(Path()))
     given = {name: value for name, value in settings.items() if name != "output" and value != usual[name]}
     return " ".join(["sard-lora benchmark", *(f"--{name} {shlex.quote(str(value))}" for name, value in given.items())])
-
-
-def _spread(values: Sequence[float | None], scale: float = 1) -> dict[str, float] | None:
-    """Mean and standard deviation over the seeds; None where a figure does not exist (no normal images)."""
-    if any(value is None for value in values):
-        return None
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(scale * statistics.fmean(values), 3), "std": round(scale * deviation, 3)}
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The tables in Markdown: percentages, but for the false alarms, mean ± deviation over the seeds."""
-    lines = []
-    for table in benchmark_tables(report):
-        heads = table["headings"]
-        lines += [f"**{table['title']}, {report['settings']['split']} side**", ""]
-        lines += ["| trained on | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-        for row in table["rows"]:
-            texts = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
-            lines.append(f"| {row['method']} | " + " | ".join(texts) + " |")
-        lines.append("")
-    extra = (
-        ("fidelity", "Fidelity of the sets, first seed", FIDELITY),
-        ("shortcut", "Shortcut test: fills told from untouched images", ("ap", "chance", "auroc")),
-    )
-    for name, title, figures in extra:
-        if report.get(name):
-            lines += [f"**{title}**", "", "| data set | method | " + " | ".join(figures) + " |"]
-            lines.append("|---|---|" + "---:|" * len(figures))
-            for row in report[name]:
-                texts = [f"{row[figure]:.3g}" if figure in row else "–" for figure in figures]
-                lines.append(f"| {row['dataset']} | {row['method']} | " + " | ".join(texts) + " |")
-            lines.append("")
-    return "\n".join(lines)

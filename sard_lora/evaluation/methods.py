@@ -67,6 +67,15 @@ class Part:
         chosen = (INPAINT if self.kind == "inpaint" else {}) | dict(self.options)
         return {name: value for name, value in chosen.items() if name in names}
 
+    @property
+    def adapter(self) -> str | None:
+        """What tells its adapter from others of the same category and seed; None where it has none."""
+        return None if self.kind in ("real", *BASELINES) else f"{self.kind} {sorted(self.settings(_TRAINING).items())}"
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.kind}[{options}]" if options else self.kind
+
 
 def split_names(text: str) -> list[str]:
     """Method names of a list such as `real,sard[steps=100,critic=false]+real`; commas in brackets do not count."""
@@ -151,27 +160,34 @@ class SetMaker:
         )
         return folder
 
-    def _generated(self, part: Part, split: Split, count: int, fills: bool) -> Path:
-        training = {"shots": self.shots, **self.training, **part.settings(_TRAINING)}
-        synthesis = {**self.synthesis, **part.settings(_SYNTHESIS), "count": count, "fills": fills}
-        key = {"training": training, "base": self.base, "seed": self.seed}
-        adapter = self.folder / "adapters" / _name(part.kind, key)
+    def adapter(self, part: Part) -> Path:
+        """The folder of the adapter of a generated part, trained now unless it is there."""
+        key = self._adapter_key(part)
+        folder = self.folder / "adapters" / _name(part.kind, key)
         train_adapter(
             AdapterTrainConfig(
                 data=self.category.root,
-                output=adapter,
+                output=folder,
                 base=self.base,
                 seed=self.seed,
                 resume=True,
                 sample_every=0,
                 samples=1,
-                **training,
+                **key["training"],
             )
         )
-        folder = self.folder / "sets" / _name(part.kind, key | {"synthesis": synthesis})
+        return folder
+
+    def _adapter_key(self, part: Part) -> dict[str, Any]:
+        training = {"shots": self.shots, **self.training, **part.settings(_TRAINING)}
+        return {"training": training, "base": self.base, "seed": self.seed}
+
+    def _generated(self, part: Part, split: Split, count: int, fills: bool) -> Path:
+        synthesis = {**self.synthesis, **part.settings(_SYNTHESIS), "count": count, "fills": fills}
+        folder = self.folder / "sets" / _name(part.kind, self._adapter_key(part) | {"synthesis": synthesis})
         synthesize(
             SynthesizeConfig(
-                adapter=adapter,
+                adapter=self.adapter(part),
                 data=self.category.root,
                 output=folder,
                 seed=self.seed,

@@ -73,6 +73,23 @@ def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, t
         assert benchmark(killed)[part] == whole[part]
 
 
+def test_several_processes_end_with_the_same_table(small, tiny_base, tmp_path):
+    """What they do is real work of each kind: a start, an adapter and its set, cells, the shortcut test."""
+    settings = vars(small) | {
+        "methods": "sard[batch_size=2,rank=2,candidates=1,num_inference_steps=2],paste",
+        "start_steps": 0,
+        "seeds": 1,
+        "adapter_steps": 1,
+        "unet_steps": 2,
+        "fills": 8,
+    }
+    alone = benchmark(BenchmarkConfig(**settings | {"output": tmp_path / "alone"}))
+    together = benchmark(BenchmarkConfig(**settings | {"output": tmp_path / "together", "workers": 2}))
+    for part in ("rows", "fidelity", "shortcut"):
+        assert together[part] == alone[part]
+    assert list((tmp_path / "together/logs").glob("*.log"))
+
+
 def test_both_halves_are_tested_with_the_same_segmenters(small, monkeypatch):
     small.seeds = 1
     test = benchmark(small)["rows"]
