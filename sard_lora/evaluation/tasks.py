@@ -36,8 +36,7 @@ def run_tasks(tasks: Sequence[Task], workers: int, logs: Path, preload: Iterable
         ValueError: tasks that wait for what is not there, or for one another.
     """
     make_folder(logs)
-    context = multiprocessing.get_context("forkserver")  # a process that used a GPU must not be forked
-    context.set_forkserver_preload(list(preload))
+    context = multiprocessing.get_context("spawn")
     waiting, done = list(tasks), set()
     running: dict[Future, Task] = {}
     threads = max(1, (os.cpu_count() or 1) // workers)
