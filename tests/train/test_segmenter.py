@@ -119,6 +119,20 @@ def test_half_of_the_crops_are_out_of_focus():
     assert 15 <= sum(step < 0.4 for step in steps) <= 45
 
 
+def test_a_grey_picture_is_worked_on_in_one_channel_with_the_same_crops(split, monkeypatch):
+    config = SegmenterConfig(batch_size=8, crop=32)
+    grey = CropSource(split.train, split.normals, config)
+    images, masks = zip(*(grey.batch(step) for step in range(6)), strict=True)
+    assert {image.shape[2] for image, _ in grey._decoded.values()} == {1}
+    colour = CropSource(split.train, split.normals, config)
+    for sample in (*split.train, *split.normals):
+        image, mask = grey._load(sample)
+        colour._decoded[sample] = image.repeat(3, 2), mask
+    wanted, wanted_masks = zip(*(colour.batch(step) for step in range(6)), strict=True)
+    assert torch.equal(torch.stack(masks), torch.stack(wanted_masks))
+    assert (torch.stack(images) - torch.stack(wanted)).abs().max() < 0.02, "JPEG rounds colours, no more"
+
+
 def test_smaller_images_are_continued_by_reflection_defects_and_all(split):
     source = CropSource(split.train, split.normals, SegmenterConfig(batch_size=2, crop=96))
     images, masks = source.batch(0)
