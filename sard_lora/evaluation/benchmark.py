@@ -119,7 +119,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     for category in categories:
         require_sound(category)
     if config.workers > 1:
-        run_tasks(_tasks(config, categories), config.workers, config.output / "logs", [__name__])
+        run_tasks(_tasks(config, categories), config.workers, config.output / "logs")
     outcomes: list[Outcome] = []
     for cell in _cells(config, categories):
         outcomes.append(_outcome(config, *cell))

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +25,18 @@ class Task:
     after: tuple[str, ...] = ()
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, logs: Path, preload: Iterable[str] = ()) -> None:
+def run_tasks(tasks: Sequence[Task], workers: int, logs: Path) -> None:
     """Run all tasks in `workers` processes; of those that may start, the first in the list starts next.
 
-    What they print goes to `logs`/<process>.log, and a line for each finished task to standard output. The modules in
-    `preload` are imported once for all processes. Processes share the machine's cores evenly.
+    What they print goes to `logs`/<process>.log, and a line for each finished task to standard output. Processes share
+    the machine's cores evenly.
 
     Raises:
         RuntimeError: a task failed; the message names it. The others that had begun were finished.
         ValueError: tasks that wait for what is not there, or for one another.
     """
     make_folder(logs)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # a process that uses a GPU must not be forked
     waiting, done = list(tasks), set()
     running: dict[Future, Task] = {}
     threads = max(1, (os.cpu_count() or 1) // workers)
