@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from sard_lora.evaluation import benchmark as module
+from sard_lora.evaluation import cells
 from sard_lora.evaluation.benchmark import BenchmarkConfig, benchmark, find_categories
 from sard_lora.surfaces import write_category
 
@@ -73,21 +74,45 @@ def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, t
         assert benchmark(killed)[part] == whole[part]
 
 
-def test_several_processes_end_with_the_same_table(small, tiny_base, tmp_path):
-    """What they do is real work of each kind: a start, an adapter and its set, cells, the shortcut test."""
-    settings = vars(small) | {
+def test_several_processes_end_with_the_same_table(mvtec, tiny_base, tmp_path, monkeypatch):
+    """They do all the work there is: an adapter and its set, cells, the shortcut test; nothing is left to train."""
+    settings = {
+        "data": mvtec,
+        "base": str(tiny_base),
         "methods": "sard[batch_size=2,rank=2,candidates=1,num_inference_steps=2],paste",
+        "segmenters": "unet",
         "start_steps": 0,
         "seeds": 1,
+        "count": 3,
         "adapter_steps": 1,
         "unet_steps": 2,
         "fills": 8,
     }
-    alone = benchmark(BenchmarkConfig(**settings | {"output": tmp_path / "alone"}))
-    together = benchmark(BenchmarkConfig(**settings | {"output": tmp_path / "together", "workers": 2}))
+    together = BenchmarkConfig(**settings, output=tmp_path / "together", workers=2)
+    with monkeypatch.context() as patch:  # in this process alone
+        patch.setattr(
+            cells, "train_segmenter", lambda *_: pytest.fail("trained by the process that should only collect")
+        )
+        found = benchmark(together)
+    alone = benchmark(BenchmarkConfig(**settings, output=tmp_path / "alone"))
     for part in ("rows", "fidelity", "shortcut"):
-        assert together[part] == alone[part]
-    assert list((tmp_path / "together/logs").glob("*.log"))
+        assert found[part] == alone[part]
+    assert list((together.output / "logs").glob("*.log"))
+
+
+def test_segmenters_wait_for_their_start_and_sets_for_their_adapter(small):
+    small.start_steps, small.segmenters, small.seeds = 1, "unet,segformer", 1
+    small.methods = "sard,sard[in_place=0]+real"
+    tasks = {task.name: task for task in module._tasks(small, find_categories(small.data))}
+    assert tasks["start, segformer"].after == ("start, unet",), "they share the drawn surfaces"
+    adapter = "plate, seed 0, adapter of sard []"
+    for name in ("sard", "sard[in_place=0]"):
+        assert tasks[f"plate, seed 0, set of {name}"].after == (adapter,), "one adapter for both"
+    assert set(tasks["plate, seed 0, sard[in_place=0]+real, segformer"].after) == {
+        "plate, seed 0, set of sard[in_place=0]",
+        "plate, seed 0, set of real",
+        "start, segformer",
+    }
 
 
 def test_both_halves_are_tested_with_the_same_segmenters(small, monkeypatch):
