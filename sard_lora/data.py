@@ -141,20 +141,22 @@ def require_sound(category: Category) -> None:
         raise DataError(problems)
 
 
-def few_shot_split(category: Category, shots: int | None = None) -> Split:
+def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) -> Split:
     """Cut a category by group: a third of each defect's groups for the generator, the rest held back.
 
     A defect's quota is `floor(groups / 3)`, but at least one. Groups come in sorted order, and one joins the
     training side when every defect it holds is still short of its quota. Everything a group has follows it:
     `train/good` images of held-back groups and `test/good` images of training groups are unused, and a
     normal-only group with images in both is held back. What is held back alternates between `test` and `dev`,
-    per defect and for the normal-only groups. `shots` keeps only the first so many training groups of each
-    defect; nothing else depends on it.
+    per defect and for the normal-only groups. `shots` keeps only so many training groups of each defect: `draw` 0
+    the first ones, 1 the next, and so on, beginning again after the last; nothing else depends on the two.
 
     Raises `DataError` where a defect has fewer than two groups, or none that fits the quotas.
     """
     if shots is not None and shots < 1:
         raise ValueError(f"shots: {shots} is not a number of images. Give 1 or more, or leave it out for a third.")
+    if draw < 0:
+        raise ValueError(f"draw: {draw} is negative. Give 0 for the first parts, 1 for the next, and so on.")
     holders = _groups_by_defect(category.anomalies)
     train_groups = _training_groups(category, holders)
     test_normal_groups = {sample.group for sample in category.test_normals}
@@ -165,7 +167,7 @@ def few_shot_split(category: Category, shots: int | None = None) -> Split:
     shown = {
         (defect, group)
         for defect, groups in holders.items()
-        for group in [group for group in groups if group in train_groups][:shots]
+        for group in _handful([group for group in groups if group in train_groups], shots, draw)
     }
     train = tuple(sample for sample in category.anomalies if (sample.defect, sample.group) in shown)
     normals = tuple(sample for sample in category.train_normals if sample.group not in held_back)
@@ -273,6 +275,13 @@ def _read_sample(category: Category, sample: Sample) -> tuple[tuple[int, int] | 
     except DataError as error:
         problems += error.problems
     return size, area, problems
+
+
+def _handful(groups: list[str], shots: int | None, draw: int) -> list[str]:
+    """`shots` of the groups, all of them where that is None or more than there are."""
+    if shots is None or shots >= len(groups):
+        return groups
+    return [groups[(draw * shots + number) % len(groups)] for number in range(shots)]
 
 
 def _groups_by_defect(anomalies: Sequence[Sample]) -> dict[str, list[str]]:

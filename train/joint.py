@@ -48,6 +48,8 @@ class AdapterTrainConfig:
     """Revision of a base from the Hub."""
     shots: int | None = None
     """Anomaly parts per defect to train on; default: the first third."""
+    draw: int = 0
+    """Which parts these are: 0 the first ones of every defect, 1 the next, and so on."""
     steps: int = 500
     """Optimizer steps."""
     batch_size: int = 8
@@ -163,7 +165,7 @@ class AdapterTrainer:
         category = open_category(config.data, config.category)
         require_sound(category)
         self.category = category
-        self.split = few_shot_split(category, config.shots)
+        self.split = few_shot_split(category, config.shots, config.draw)
 
         self.base = bases.describe(config.base, config.revision)
         self.pipe = _load_base(config, accelerator)

@@ -60,7 +60,7 @@ class BenchmarkConfig:
     count: int = 200
     """Synthetic images of each set, over all defects together."""
     shots: int | None = None
-    """Real images a defect; by default a third of the groups."""
+    """Parts of each defect, other ones for every seed; by default a third of the groups, for all seeds."""
     adapter_steps: int = 500
     """Optimizer steps of every adapter."""
     start_steps: int = 3000
@@ -182,7 +182,7 @@ def _cells(config: BenchmarkConfig, categories: Sequence[Category]) -> Iterator[
 
 def _outcome(config: BenchmarkConfig, category: Category, seed: int, method: str, segmenter: str) -> Outcome:
     """Train and test a cell, as far as that was not done before."""
-    split, side = few_shot_split(category, config.shots), _side(category, config)
+    split, side = few_shot_split(category, config.shots, seed), _side(category, config)
     cell = _cell(config, category, method, segmenter, seed, _shared_key(config, split))
     result = cell.tested(side)
     if result is None:

@@ -41,7 +41,9 @@ INPAINT: dict[str, Any] = {
 """What makes `sard` the plain inpainting LoRA of diffusers' pipelines, on the same windows and from noise alone."""
 
 # What every part shares, or what the benchmark itself decides.
-_FIXED = {"data", "output", "category", "base", "revision", "adapter", "seed", "resume", "overwrite", "per_defect"}
+_FIXED = {
+    *("data", "output", "category", "base", "revision", "adapter", "seed", "draw", "resume", "overwrite", "per_defect")
+}
 _TRAINING = {item.name for item in fields(AdapterTrainConfig)} - _FIXED - {"guidance_scale"}
 _SYNTHESIS = (
     {item.name for item in fields(SynthesizeConfig)} - _FIXED - {"background", "copy_normals", "device", "fills"}
@@ -109,7 +111,8 @@ def parse_method(name: str) -> tuple[Part, ...]:
 class SetMaker:
     """Makes the data sets of one category and seed below `folder`; what is there already is kept.
 
-    `training` and `synthesis` are settings that all adapters and all generated sets share.
+    The seed also chooses the parts where `shots` takes a few only: every seed has others, so that no figure hangs on
+    one of them. `training` and `synthesis` are settings that all adapters and all generated sets share.
     """
 
     category: Category
@@ -140,7 +143,10 @@ class SetMaker:
         return self.fills(part, count) if count else ()
 
     def _split(self, part: Part) -> Split:
-        return few_shot_split(self.category, part.settings({"shots"}).get("shots", self.shots))
+        return few_shot_split(self.category, self._shots(part), self.seed)
+
+    def _shots(self, part: Part) -> int | None:
+        return part.settings({"shots"}).get("shots", self.shots)
 
     def _made(self, part: Part, count: int, fills: bool) -> tuple[Sample, ...]:
         split = self._split(part)
@@ -153,7 +159,7 @@ class SetMaker:
         defects = sorted({sample.defect for sample in split.train})
         counts = Counter(defects[number % len(defects)] for number in range(count))
         chosen = part.settings({"margin"})
-        key = part.settings({"shots"}) | chosen | {"seed": self.seed, "count": count, "fills": fills}
+        key = chosen | {"shots": self._shots(part), "seed": self.seed, "count": count, "fills": fills}
         folder = self.folder / "sets" / _name(part.kind, key)
         write_baseline(
             part.kind, split.train, split.normals, LabelledSet(folder), counts, self.seed, fills=fills, **chosen
@@ -179,7 +185,7 @@ class SetMaker:
         return folder
 
     def _adapter_key(self, part: Part) -> dict[str, Any]:
-        training = {"shots": self.shots, **self.training, **part.settings(_TRAINING)}
+        training = {"shots": self.shots, "draw": self.seed, **self.training, **part.settings(_TRAINING)}
         return {"training": training, "base": self.base, "seed": self.seed}
 
     def _generated(self, part: Part, split: Split, count: int, fills: bool) -> Path:

@@ -50,7 +50,9 @@ class EvaluateConfig(SegmenterConfig):
     split: Literal["dev", "test"] = "test"
     """Which half of the held-back images: choices are made on dev, final figures on test."""
     shots: int | None = None
-    """Real images a defect that may be trained on; by default a third of the groups."""
+    """Parts of each defect that may be trained on; by default a third of the groups."""
+    draw: int = 0
+    """Which parts these are: 0 the first ones of every defect, 1 the next, and so on."""
     paste_count: int = 100
     """Pasted images of each defect; where a synthetic set is given, as many as that has instead."""
     adapter: Path | None = None
@@ -95,7 +97,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     make_folder(config.output)
     category = open_category(config.test, config.category)
     require_sound(category)
-    split = few_shot_split(category, config.shots)
+    split = few_shot_split(category, config.shots, config.draw)
     tested = split.test if config.split == "test" else split.dev
     if not any(sample.defect != GOOD for sample in tested):
         raise ValueError(f"{category.root}: no defects on the {config.split} side; add images of other parts")

@@ -24,7 +24,7 @@ _EXTENTS = (0.04, 0.6)
 """Sizes of drawn defects, as shares of the picture's side; evenly drawn on a logarithmic scale."""
 
 
-def draw_surfaces(root: Path, per_defect: int = 60, normals: int = 300, seed: int = 0) -> None:
+def draw_surfaces(root: Path, per_defect: int = 120, normals: int = 600, seed: int = 0) -> None:
     """Fill `root` with pictures (256, 256) of drawn surfaces: `per_defect` of each drawn defect, and `normals` without.
 
     Every picture shows another surface, and depends on the seed and its own number alone. What is there is kept.

@@ -212,9 +212,23 @@ def test_what_is_held_back_does_not_depend_on_the_shots(mvtec: Path, shots: int)
     assert len(few.train) + len(few.unused) == len(full.train)
 
 
-def test_shots_below_one_are_refused(mvtec: Path):
+def test_every_draw_takes_the_next_parts_and_holds_back_the_same(mvtec: Path):
+    category = open_category(mvtec)
+    draws = [few_shot_split(category, 1, draw) for draw in range(3)]
+    assert [names(split.train, "hole") for split in draws] == [["000"], ["001"], ["000"]]
+    assert len({(split.dev, split.test, split.normals) for split in draws}) == 1
+    assert (
+        few_shot_split(category, 2, 1).train
+        == few_shot_split(category).train
+        == few_shot_split(category, None, 1).train
+    )
+
+
+def test_shots_below_one_and_draws_below_zero_are_refused(mvtec: Path):
     with pytest.raises(ValueError, match="shots: 0"):
         few_shot_split(open_category(mvtec), 0)
+    with pytest.raises(ValueError, match="draw: -1"):
+        few_shot_split(open_category(mvtec), 1, -1)
 
 
 def test_a_group_is_on_one_side_with_everything_it_has(mvtec: Path):

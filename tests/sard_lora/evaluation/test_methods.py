@@ -1,5 +1,7 @@
 """Methods by name: what they change, what they refuse, and the sets they make from the training side alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from sard_lora.data import few_shot_split, open_category
@@ -57,6 +59,23 @@ def test_sets_have_equal_numbers_of_every_defect_and_no_held_back_image(maker):
         assert sorted(sample.defect for sample in samples) == ["hole", "hole", "scratch", "scratch"]
         records = list(LabelledSet(samples[0].image.parents[2]).records())
         assert {record["normal"] for record in records} <= normals | (defective if kind == "sard" else set())
+
+
+def test_every_seed_has_parts_of_its_own_where_shots_are_few(maker):
+    few = [replace(maker, shots=1, seed=seed, folder=maker.folder / f"seed{seed}") for seed in (0, 1)]
+    shown = [{sample.image for sample in sets.samples(Part("real"))} for sets in few]
+    assert [len(images) for images in shown] == [2, 2] and not shown[0] & shown[1]
+    for sets, images in zip(few, shown, strict=True):
+        for kind in ("paste", "sard"):
+            (root,) = {sample.image.parents[2] for sample in sets.samples(Part(kind))}
+            origins = {record["mask_origin"] for record in LabelledSet(root).records()}
+            assert origins & {f"{path.parent.name}/{path.stem}" for path in images}
+            assert not origins & {f"{path.parent.name}/{path.stem}" for path in set.union(*shown) - images}
+
+
+def test_sets_of_other_shots_are_other_sets(maker):
+    few, more = replace(maker, shots=1), replace(maker, shots=2)
+    assert few.samples(Part("paste"))[0].image.parents[2] != more.samples(Part("paste"))[0].image.parents[2]
 
 
 def test_decoys_are_fills_of_the_same_kind(maker):
