@@ -54,7 +54,7 @@ def write_benchmark_page(
     shown: Mapping[str, Sequence[Sample]],
     predictions: Mapping[str, Mapping[str, Path]],
 ) -> None:
-    """Write the page of a benchmark's `report` (see `sard_lora.evaluation.benchmark`) to `path`.
+    """Write the page of a benchmark's `report` (see `sard_lora.evaluation.results`) to `path`.
 
     `shown` and `predictions` are as for `write_page`, for each data set.
     """

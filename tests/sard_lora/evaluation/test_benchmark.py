@@ -6,9 +6,12 @@ import shutil
 import pytest
 
 from sard_lora.evaluation import benchmark as module
-from sard_lora.evaluation import cells
-from sard_lora.evaluation.benchmark import BenchmarkConfig, benchmark, find_categories
+from sard_lora.evaluation import category_benchmark, cells
+from sard_lora.evaluation.benchmark import benchmark, find_categories
+from sard_lora.evaluation.benchmark_config import BenchmarkConfig
+from sard_lora.evaluation.category_benchmark import CategoryBenchmark, Cell
 from sard_lora.surfaces import write_category
+from sard_lora.train.segmenter import SegmenterConfig
 
 
 @pytest.fixture
@@ -17,7 +20,7 @@ def small(monkeypatch, mvtec, tiny_base, tmp_path) -> BenchmarkConfig:
     monkeypatch.setattr(
         BenchmarkConfig,
         "training",
-        lambda self, segmenter, seed: module.SegmenterConfig(segmenter, steps=2, batch_size=2, crop=32, seed=seed),
+        lambda self, segmenter, seed: SegmenterConfig(segmenter, steps=2, batch_size=2, crop=32, seed=seed),
     )
     return BenchmarkConfig(
         mvtec,
@@ -52,7 +55,7 @@ def test_rows_hold_percentages_over_the_seeds(small):
 def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, tmp_path):
     whole = benchmark(small)
     killed = BenchmarkConfig(**{**vars(small), "output": tmp_path / "killed"})
-    train, calls = module.Cell.train, []
+    train, calls = Cell.train, []
 
     def dies(*arguments, **settings):
         calls.append(1)
@@ -60,16 +63,16 @@ def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, t
             raise KeyboardInterrupt
         return train(*arguments, **settings)
 
-    monkeypatch.setattr(module.Cell, "train", dies)
+    monkeypatch.setattr(Cell, "train", dies)
     with pytest.raises(KeyboardInterrupt):
         benchmark(killed)
-    monkeypatch.setattr(module.Cell, "train", train)
+    monkeypatch.setattr(Cell, "train", train)
     for part in ("rows", "fidelity"):
         assert benchmark(killed)[part] == whole[part]
     for folder in killed.output.rglob("predictions"):
         shutil.rmtree(folder)
-    monkeypatch.setattr(module.Cell, "train", None)  # everything is there: nothing is trained or measured again
-    monkeypatch.setattr(module, "defect_features", None)
+    monkeypatch.setattr(Cell, "train", None)  # everything is there: nothing is trained or measured again
+    monkeypatch.setattr(category_benchmark, "defect_features", None)
     for part in ("rows", "fidelity"):
         assert benchmark(killed)[part] == whole[part]
 
@@ -103,7 +106,12 @@ def test_several_processes_end_with_the_same_table(mvtec, tiny_base, tmp_path, m
 def test_segmenters_wait_for_their_start_and_sets_for_their_adapter(small):
     small.start_steps, small.segmenters, small.seeds = 1, "unet,segformer", 1
     small.methods = "sard,sard[in_place=0]+real"
-    tasks = {task.name: task for task in module._tasks(small, find_categories(small.data))}
+    tasks = {
+        task.name: task
+        for task in module._tasks(
+            small, [CategoryBenchmark(small, category) for category in find_categories(small.data)]
+        )
+    }
     assert tasks["start, segformer"].after == ("start, unet",), "they share the drawn surfaces"
     adapter = "plate, seed 0, adapter of sard []"
     for name in ("sard", "sard[in_place=0]"):
@@ -118,7 +126,7 @@ def test_segmenters_wait_for_their_start_and_sets_for_their_adapter(small):
 def test_both_halves_are_tested_with_the_same_segmenters(small, monkeypatch):
     small.seeds = 1
     test = benchmark(small)["rows"]
-    monkeypatch.setattr(module.Cell, "train", None)  # nothing is trained again
+    monkeypatch.setattr(Cell, "train", None)  # nothing is trained again
     dev = benchmark(BenchmarkConfig(**vars(small) | {"split": "dev"}))["rows"]
     assert [row["images"] for row in dev] == [row["images"] for row in test]
     assert [row["aupro"] for row in dev] != [row["aupro"] for row in test]

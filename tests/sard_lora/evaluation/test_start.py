@@ -6,7 +6,7 @@ from sard_lora.data import open_category
 from sard_lora.defects import DEFECTS
 from sard_lora.evaluation import cells
 from sard_lora.evaluation import start as module
-from sard_lora.evaluation.benchmark import BenchmarkConfig
+from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.segmenters import load_segmenter
 from sard_lora.evaluation.start import common_start, draw_surfaces
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter

@@ -1,0 +1,175 @@
+"""The part of a benchmark that one data set takes: adapters, sets, cells, and what is measured beside them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sard_lora import bases
+from sard_lora.data import Category, Split, few_shot_split, fingerprint
+from sard_lora.evaluation.benchmark_config import BenchmarkConfig
+from sard_lora.evaluation.cells import Cell, Side, finished, keep
+from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
+from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
+from sard_lora.evaluation.protocol import choose_pictures
+from sard_lora.evaluation.results import Outcome
+from sard_lora.evaluation.segmenters import Segmenter, load_segmenter
+from sard_lora.evaluation.shortcut import shortcut_cell
+from sard_lora.evaluation.start import common_start
+from sard_lora.layouts import GOOD
+from sard_lora.train.adapt import AdaptConfig, adapt
+
+_FEATURES = ("real", "unet")
+"""Method and segmenter whose network gives the features of fidelity."""
+
+
+def segmenter_start(config: BenchmarkConfig, segmenter: str) -> Path | None:
+    """Where a segmenter's weights come from; trained first, unless that was done before. None: from nowhere."""
+    start = config.start(segmenter)
+    return start and common_start(config.output / "start", start)
+
+
+@dataclass(frozen=True)
+class CategoryBenchmark:
+    """Everything about one data set; what is there already is not made again.
+
+    Files of the data set must not change while it is in use: each is read for its fingerprint once.
+    """
+
+    config: BenchmarkConfig
+    category: Category
+
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.category.name
+
+    @cached_property
+    def splits(self) -> list[Split]:
+        """The split of every seed. They differ in the few defects to train on; the tested sides are the same."""
+        return [few_shot_split(self.category, self.config.shots, seed) for seed in range(self.config.seeds)]
+
+    @cached_property
+    def side(self) -> Side:
+        """What is tested on."""
+        tested = self.splits[0].test if self.config.split == "test" else self.splits[0].dev
+        return Side(self.config.split, tested, choose_pictures(tested))
+
+    @cached_property
+    def _trained_on(self) -> list[str]:
+        """Fingerprints of the training sides of all seeds."""
+        return [fingerprint([*split.train, *split.normals]) for split in self.splits]
+
+    def outcome(self, seed: int, method: str, segmenter: str) -> Outcome:
+        """Train and test a cell, as far as that was not done before."""
+        cell = self._cell(seed, method, segmenter)
+        result = cell.tested(self.side)
+        if result is None:
+            if not cell.trained:
+                sets, parts = self._sets(seed), parse_method(method)
+                cell.train(
+                    self.config.training(segmenter, seed),
+                    [sample for part in parts for sample in sets.samples(part)],
+                    self.splits[seed].normals,
+                    [sample for part in parts for sample in sets.decoys(part)],
+                    segmenter_start(self.config, segmenter),
+                )
+            result = cell.test(self.side, self.config.device)
+        return Outcome(self.name, seed, method, segmenter, result, cell.predictions(self.side))
+
+    def _cell(self, seed: int, method: str, segmenter: str) -> Cell:
+        start = self.config.start(segmenter)
+        return Cell(
+            self.config.output / self.name / "cells" / f"seed{seed}" / method / segmenter,
+            f"{self.name}, seed {seed}, {method}, {segmenter}",
+            {
+                "method": method,
+                "training": asdict(self.config.training(segmenter, seed)),
+                "start": start and asdict(start),
+                "base": bases.describe(self.config.base).revision,
+                "train": self._trained_on[seed],
+                **{name: getattr(self.config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
+            },
+        )
+
+    def _sets(self, seed: int) -> SetMaker:
+        base = str(self.adapted_base()) if self.config.adapt_steps else self.config.base
+        return SetMaker(
+            self.category,
+            self.config.output / self.name / f"seed{seed}",
+            base,
+            seed,
+            self.config.count,
+            self.config.shots,
+            training={"steps": self.config.adapter_steps},
+            synthesis={},
+        )
+
+    def adapted_base(self) -> Path:
+        """The base that was adapted to the normal images; made first, unless that was done before."""
+        folder = self.config.output / self.name / "base"
+        if not folder.exists():
+            steps = self.config.adapt_steps
+            adapt(AdaptConfig(self.category.root, folder, base=self.config.base, steps=steps, resume=True))
+        return folder
+
+    def train_adapter(self, seed: int, part: Part) -> None:
+        """Train the adapter that a part's set is made with."""
+        self._sets(seed).adapter(part)
+
+    def make_set(self, seed: int, part: Part) -> None:
+        """Make the images that segmenters are trained on."""
+        sets = self._sets(seed)
+        sets.samples(part)
+        sets.decoys(part)
+
+    def fidelity_rows(self) -> Iterator[dict[str, Any]]:
+        """How exact and how real each set of the first seed is; none where no U-Net saw the real defects alone."""
+        if _FEATURES[0] not in split_names(self.config.methods) or _FEATURES[1] not in split_names(
+            self.config.segmenters
+        ):
+            return
+        features = self._cell(0, *_FEATURES)
+        key = features.key | {"test": self.side.fingerprint}
+
+        @cache
+        def reference() -> tuple[Segmenter, torch.Tensor]:
+            """That U-Net and its features of the held-back defects."""
+            segmenter = load_segmenter(features.segmenter)
+            held = [sample for sample in self.side.samples if sample.defect != GOOD]
+            return segmenter, defect_features(segmenter, held)
+
+        for method in split_names(self.config.methods):
+            parts = parse_method(method)
+            if len(parts) > 1:
+                continue
+            folder = self.config.output / self.name / "fidelity" / method / self.side.name
+            figures = finished(folder, key)
+            if figures is None:
+                samples = self._sets(0).samples(parts[0])
+                segmenter, real = reference()
+                figures = feature_figures(real, defect_features(segmenter, samples))
+                if parts[0].kind != "real":
+                    figures = exactness(samples, self.category.root) | figures
+                figures = {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
+                keep(folder, key, figures)
+            yield {"dataset": self.name, "method": method, **figures}
+
+    def shortcut_row(self, method: str) -> dict[str, Any]:
+        """How well a method's fills are told from untouched normal images, in percent."""
+        segmenter = split_names(self.config.segmenters)[0]
+        start = self.config.start(segmenter)
+        figures = shortcut_cell(
+            self.config.output / self.name / "shortcut" / method / segmenter,
+            {"method": method, "start": start and asdict(start)},
+            f"{self.name}, {method}, shortcut",
+            self._sets(0).fills(parse_method(method)[0], self.config.fills),
+            self.splits[0].normals,
+            self.config.training(segmenter, 0),
+            segmenter_start(self.config, segmenter),
+        )
+        row = {"dataset": self.name, "method": method, "segmenter": segmenter, "fills": self.config.fills}
+        return row | {name: round(100 * value, 3) for name, value in figures.items()}
