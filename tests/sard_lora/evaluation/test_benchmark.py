@@ -106,12 +106,8 @@ def test_several_processes_end_with_the_same_table(mvtec, tiny_base, tmp_path, m
 def test_segmenters_wait_for_their_start_and_sets_for_their_adapter(small):
     small.start_steps, small.segmenters, small.seeds = 1, "unet,segformer", 1
     small.methods = "sard,sard[in_place=0]+real"
-    tasks = {
-        task.name: task
-        for task in module._tasks(
-            small, [CategoryBenchmark(small, category) for category in find_categories(small.data)]
-        )
-    }
+    benches = [CategoryBenchmark(small, category) for category in find_categories(small.data)]
+    tasks = {task.name: task for task in module._tasks(small, benches)}
     assert tasks["start, segformer"].after == ("start, unet",), "they share the drawn surfaces"
     adapter = "plate, seed 0, adapter of sard []"
     for name in ("sard", "sard[in_place=0]"):
