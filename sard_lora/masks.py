@@ -260,20 +260,21 @@ def _place_real(
     With it the `source` and `corner` of a `Placement`.
     """
     box = _bounding_box(mask)
-    cropped, most, before = mask[box], [], [0, 0]
+    cropped, most, before, least = mask[box], [], [0, 0], SCALES[0]
     spanning = False
     for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):
         spans = keep and side.start == 0 and side.stop == old
-        if spans:  # A band across the whole image goes on doing so, whatever its new scale and the image's size.
-            before[axis] = max(0, int(np.ceil(0.55 / SCALES[0] * new)) - old // 2)
+        if spans:  # What reaches across the whole image goes on doing so: enlarged if that is enough, else continued.
+            enough = np.clip(1.1 * new / old, *SCALES)
+            before[axis] = max(0, int(np.ceil(0.57 / enough * new)) - old // 2)
             index = _folded(np.arange(-before[axis], old + before[axis]), old)
             cropped = np.take(cropped, index, axis=axis)
-            spanning = True
+            spanning, least = True, max(least, enough)
         most.append(np.inf if spans else 1.2 * new * max((side.stop - side.start) / old, 0.5))
     best, found = np.zeros_like(foreground), None
     for attempt in range(9):
         if attempt % 3 == 0:
-            shape, inside = _deform(cropped, keep, rotate, most, rng)
+            shape, inside = _deform(cropped, keep, rotate, least, most, rng)
             source = np.stack(
                 [
                     side.start + (_folded(index - extra, side.stop) if extra else index)
@@ -330,7 +331,7 @@ def _folded(index: np.ndarray, length: int) -> np.ndarray:
 
 
 def _deform(
-    mask: np.ndarray, keep: bool, rotate: bool, most: Sequence[float], rng: np.random.Generator
+    mask: np.ndarray, keep: bool, rotate: bool, least: float, most: Sequence[float], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rotate, scale, mirror and bend a cropped mask, keeping area × scale²; cropped again.
 
@@ -338,9 +339,10 @@ def _deform(
 
     A mask that keeps its place is turned by at most 12 degrees. Any other is mirrored half of the time and turned by
     any angle, or if it is large upside down, so that it need not shrink. Without `rotate` it is turned by at most 5
-    degrees, and upside down. Neither side becomes longer than `most` (height, width) before the bending.
+    degrees, and upside down. The scale is at least `least`, but for a side that would become longer than `most`
+    (height, width) before the bending.
     """
-    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    scale = max(least, np.exp(rng.uniform(*np.log(SCALES))))
     angle, mirrored = np.deg2rad(rng.uniform(-12, 12) if rotate else rng.uniform(-5, 5)), False
     if not keep:
         small = rotate and max(mask.shape) <= 0.5 * min(most)

@@ -122,6 +122,18 @@ def test_chips_stay_at_the_edge_and_bands_stay_across_the_image():
             assert across[:, 0].any() and across[:, -1].any() and not across.all()
 
 
+def test_what_spans_a_larger_image_is_enlarged_before_it_is_continued():
+    """A stain from edge to edge of 64 pixels, on an image of 84: its ends must not be mirrored into it."""
+    band = np.zeros((64, 64), bool)
+    band[20:40] = True
+    for seed in range(20):
+        placement = sample_mask(bank_of(band), np.ones((84, 84), bool), np.random.default_rng(seed), rotate=False)
+        start = -placement.corner[1]
+        columns = placement.source[1, placement.source.shape[1] // 2, start : start + 84]
+        mirrored = np.sign(np.diff(columns)) != np.sign(columns[-1] - columns[0])
+        assert np.isfinite(columns).all() and mirrored.mean() < 0.1
+
+
 def test_masks_of_products_with_a_direction_are_hardly_turned():
     bar = np.zeros((120, 120), bool)
     bar[58:61, 45:75] = True
