@@ -30,12 +30,16 @@ from sard_lora.evaluation.segmenters import (
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import Sample
 from sard_lora.precision import mixed_precision
+from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 
 # Decoded images are kept up to this size in all; what does not fit is decoded again whenever it is drawn.
 CACHE_BYTES = 2 << 30
 
 _THRESHOLD_IMAGES = 60
 """Normal images that the threshold is set on."""
+
+_CHECKPOINT_EVERY = 500
+"""Steps."""
 
 
 @dataclass
@@ -97,6 +101,7 @@ def train_segmenter(
     progress: Callable[[int, float], None] | None = None,
     decoys: Sequence[Sample] = (),
     start: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> Segmenter:
     """A segmenter trained for `config.steps` steps, in eval mode, on the CPU or GPU that it was trained on.
 
@@ -104,7 +109,8 @@ def train_segmenter(
     were written into where their mask is, with nothing that is a defect: half of the normal crops show one, labelled
     normal, so that the writing itself is no sign of a defect. `start` is a folder that `save_segmenter` wrote: training
     goes on from those weights, in place of random ones. `progress` is called with the step (from 1) and its loss. The
-    same samples, config and thread count give the same weights.
+    same samples, config and thread count give the same weights, also where the training was killed: with a folder for
+    `checkpoints`, which has to be this training's own, it goes on from the newest one there.
     Raises `ValueError` without anomalies, without normals where a share of them is asked for, and for a loss of NaN.
     """
     crops = CropSource(anomalies, normals, config, decoys)
@@ -115,9 +121,11 @@ def train_segmenter(
             load_segmenter(start) if start else build_segmenter(config.segmenter, config.size, config.pretrained)
         )
         segmenter.to(device, memory_format=torch.channels_last).train()
-        optimizer = torch.optim.AdamW(segmenter.parameters(), lr=config.peak_learning_rate, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, config.steps))
-        for step in range(config.steps):
+        optimizer = torch.optim.AdamW(segmenter.parameters(), weight_decay=0.01)
+        first = _resume(checkpoints, segmenter, optimizer) if checkpoints else 0
+        for step in range(first, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.peak_learning_rate * _warmup_cosine(step, config.steps)
             images, masks = (batch.to(device) for batch in crops.batch(step))
             images = images.to(memory_format=torch.channels_last)
             with mixed_precision(device):
@@ -127,14 +135,43 @@ def train_segmenter(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(segmenter.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
             if not math.isfinite(loss.item()):
                 raise ValueError(f"the segmenter's loss is {loss.item()} at step {step + 1}; lower learning_rate")
             if progress is not None:
                 progress(step + 1, loss.item())
+            if checkpoints and (step + 1) % _CHECKPOINT_EVERY == 0:
+                save_state(checkpoints, step + 1, _state(segmenter, optimizer), keep=1)
     if normals and config.false_area < 1:
         _set_threshold(segmenter, normals, config)
     return segmenter.eval()
+
+
+def _state(segmenter: Segmenter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that the next step depends on, but for its crops; with the random numbers of dropout."""
+    tensors = {f"segmenter.{name}": tensor for name, tensor in segmenter.state_dict().items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if (device := next(segmenter.parameters()).device).type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def _resume(folder: Path, segmenter: Segmenter, optimizer: torch.optim.Optimizer) -> int:
+    """Put back what `_state` gave to the newest checkpoint in `folder`; the number of its step, 0 without one."""
+    found = load_state(folder)
+    if found is None:
+        return 0
+    step, tensors = found
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = tensor
+    segmenter.load_state_dict(parts["segmenter"])
+    load_optimizer_tensors(optimizer, parts["optimizer"])
+    torch.set_rng_state(parts["random"]["cpu"])
+    if "cuda" in parts["random"]:
+        torch.cuda.set_rng_state(parts["random"]["cuda"], next(segmenter.parameters()).device)
+    return step
 
 
 def _set_threshold(segmenter: Segmenter, normals: Sequence[Sample], config: SegmenterConfig) -> None:

@@ -1,6 +1,8 @@
 """Cells: one segmenter trained once on one set, and tested on as many sides of a split as wanted; both are kept."""
 
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from sard_lora.evaluation.segmenters import Segmenter, load_segmenter, predict, 
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training_device
+
+_CHECKPOINTS = "training-"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,10 @@ class Cell:
         decoys: Sequence[Sample] = (),
         start: Path | None = None,
     ) -> None:
-        """Train the segmenter, unless it is there, and keep it, whole or not at all. As `train_segmenter`."""
+        """Train the segmenter, unless it is there, and keep it, whole or not at all. As `train_segmenter`.
+
+        A training that was killed goes on from its last checkpoint.
+        """
         if self.trained:
             return
         begun = time.perf_counter()
@@ -78,13 +85,21 @@ class Cell:
 
             def progress(step: int, loss: float) -> None:
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update()
+                bar.update(step - bar.n)
 
-            segmenter = train_segmenter(anomalies, normals, training, progress, decoys, start)
+            segmenter = train_segmenter(anomalies, normals, training, progress, decoys, start, self._checkpoints)
         seconds = round(time.perf_counter() - begun, 1)
         with atomic_folder(self.segmenter) as temporary:
             save_segmenter(segmenter, temporary)
             keep(temporary, self.key, {"train_images": len(anomalies), "train_seconds": seconds})
+        for unfinished in self.folder.glob(f"{_CHECKPOINTS}*"):
+            shutil.rmtree(unfinished)
+
+    @property
+    def _checkpoints(self) -> Path:
+        """Where a training of this key goes on."""
+        text = json.dumps(self.key, sort_keys=True)
+        return self.folder / (_CHECKPOINTS + hashlib.sha256(text.encode()).hexdigest()[:10])
 
     def tested(self, side: Side) -> dict[str, Any] | None:
         """The figures that an earlier `test` kept, or None."""

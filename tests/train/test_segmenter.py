@@ -43,6 +43,27 @@ def test_every_step_is_taken_and_reported(split):
     assert seen == [1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["unet", "segformer"])  # SegFormer has dropout
+def test_a_killed_training_goes_on_to_the_same_weights(split, monkeypatch, tmp_path, name):
+    config = SegmenterConfig(segmenter=name, **TINY | {"steps": 5})
+    whole = train_segmenter(split.train, split.normals, config)
+    monkeypatch.setattr(segmenter, "_CHECKPOINT_EVERY", 2)
+
+    def dies(step: int, loss: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_segmenter(split.train, split.normals, config, dies, checkpoints=tmp_path)
+    seen = []
+    resumed = train_segmenter(
+        split.train, split.normals, config, lambda step, loss: seen.append(step), checkpoints=tmp_path
+    )
+    assert seen == [3, 4, 5]
+    for key, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[key]), key
+
+
 def test_it_learns_to_find_the_defect(split):
     config = SegmenterConfig(steps=60, batch_size=4, crop=32, device="cpu")
     trained = train_segmenter(split.train, split.normals, config)
