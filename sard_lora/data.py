@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sard_lora.images import DataError, Problem, load_image, load_mask
-from sard_lora.layouts import GOOD, Sample, find_layout, scan
+from sard_lora.layouts import GOOD, Sample, find_layout, image_files, scan
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
 
 def normal_images(data: Path, category: str | None) -> tuple[Sample, ...]:
     """Normal images to work on: the training side of a data set, or all images of a plain folder."""
-    if category is None and (files := _plain_images(data)):
+    if files := _plain_images(data, category):
         return tuple(Sample(path, None, GOOD, path.name) for path in files)
     normals = few_shot_split(open_category(data, category)).normals
     if not normals:
@@ -191,15 +191,15 @@ def normal_images(data: Path, category: str | None) -> tuple[Sample, ...]:
 
 def named_anomalies(data: Path, category: str | None, names: Collection[str]) -> tuple[Sample, ...]:
     """The anomalies of a data set whose paths below the category's folder are `names`; none in a plain folder."""
-    if category is None and _plain_images(data):
+    if _plain_images(data, category):
         return ()
     opened = open_category(data, category)
     return tuple(s for s in opened.anomalies if s.image.relative_to(opened.root).as_posix() in names)
 
 
-def _plain_images(data: Path) -> list[Path]:
-    suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-    return sorted(path for path in data.glob("*") if path.suffix.lower() in suffixes) if data.is_dir() else []
+def _plain_images(data: Path, category: str | None) -> list[Path]:
+    """The images of a folder that is nothing but images; none of a data set that some picture happens to lie beside."""
+    return image_files(data) if category is None and find_layout(data) is None else []
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:

@@ -55,7 +55,7 @@ def find_layout(folder: Path) -> str | None:
     return None
 
 
-def _files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """The image files of a folder, sorted; none where there is no such folder."""
     if not folder.is_dir():
         return []
@@ -80,10 +80,10 @@ def _sample(folder: Path, image: Path, mask: Path | None, defect: str, groups: d
 def _pair(folder: Path, images: Path, masks: Path, defect: str, groups: dict[str, str]) -> tuple[list, list[Problem]]:
     """Samples of the images in one folder with their masks from another, and what does not pair up."""
     by_stem = defaultdict(list)
-    for path in _files(masks):
+    for path in image_files(masks):
         by_stem[path.stem].append(path)
     samples, problems, claimed = [], [], set()
-    for image in _files(images):
+    for image in image_files(images):
         found = [*by_stem[f"{image.stem}_mask"], *by_stem[image.stem]]
         claimed.update(found)
         if len(found) > 1:
@@ -95,7 +95,7 @@ def _pair(folder: Path, images: Path, masks: Path, defect: str, groups: dict[str
             problems.append(Problem(images / stem, f"{number} images share this name and so one mask", "Rename them"))
     problems += [
         Problem(path, f"a mask without its image in {images}", "Add the image or delete the mask")
-        for path in _files(masks)
+        for path in image_files(masks)
         if path not in claimed
     ]
     return samples, problems
@@ -107,7 +107,7 @@ def _scan_mvtec(folder: Path, groups: dict[str, str]) -> tuple[list, list, list,
         side: [
             _sample(folder, path, None, GOOD, groups)
             for name in NORMAL_FOLDERS
-            for path in _files(folder / side / name)
+            for path in image_files(folder / side / name)
         ]
         for side in ("train", "test")
     }
@@ -127,7 +127,7 @@ def _scan_paired(folder: Path, groups: dict[str, str]) -> tuple[list, list, list
         _sample(folder, path, None, GOOD, groups)
         for parent in (folder, images)
         for name in NORMAL_FOLDERS
-        for path in _files(parent / name)
+        for path in image_files(parent / name)
     ]
     kept_for_test = set(sorted({sample.group for sample in normals})[4::5])
     anomalies, problems = _pair(folder, images, masks, "defect", groups)

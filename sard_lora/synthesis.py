@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sard_lora.adapter import Adapter
 from sard_lora.atomic import make_folder, write_text
-from sard_lora.data import normal_images
+from sard_lora.data import fingerprint, normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
@@ -56,7 +56,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     for defect in config.defects or adapter.config.defects:
         bank.for_defect(defect)
     normals = normal_images(config.data, config.category)
-    settings = _settings(config, adapter, bank)
+    settings = _settings(config, adapter, bank, normals)
     seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)
     jobs = _plan(config, adapter)
@@ -140,7 +140,7 @@ def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[Job]:
     return [Job(number, defects[kind], f"{turn:06d}", turn) for number, (turn, kind) in enumerate(turns)]
 
 
-def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank) -> dict[str, Any]:
+def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, Any]:
     """What decides the bytes of a sample; a set may be continued to a larger count, not with other settings."""
     ignored = ("output", "count", "per_defect", "copy_normals", "device", "adapter", "data")
     values = {key: value for key, value in asdict(config).items() if key not in ignored}
@@ -149,6 +149,7 @@ def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank) -> dic
         "category": adapter.config.category,
         "defects": list(config.defects or adapter.config.defects),
         "adapter_sha256": adapter.sha256(),
+        "normals_sha256": fingerprint(normals),
         "mask_bank": _bank_digest(bank) if config.mask_bank else None,
         "strength": strength,
         "candidates": config.candidates or default_candidates(strength),

@@ -63,7 +63,8 @@ class SynthesizeConfig:
     """Candidates for each mask; the critic keeps the best one that can be seen. Default: 3 from noise, 1 where it
     starts from real defects, for these differ little."""
     min_visibility: float = 2.0
-    """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected."""
+    """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected. A defect that is
+    drawn anew in its place was there before, and is kept."""
     max_attempts: int = 6
     """Masks tried for one image before it is given up."""
     fills: bool = False

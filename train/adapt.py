@@ -4,6 +4,7 @@ sard-lora base adapt --base sard-tiny --data DIR --output bases/tile
 """
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -121,6 +122,8 @@ def adapt(config: AdaptConfig) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
     work = make_folder(config.output.with_name(config.output.name + ".training"))
     begin(work, _settings(config), LOG, config.resume)
+    if not config.resume:
+        shutil.rmtree(work / "decoder", ignore_errors=True)
 
     pipe = StableDiffusionInpaintPipeline.from_pretrained(base.path, revision=config.revision, dtype=torch.float32)
     pipe.to(device)

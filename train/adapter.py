@@ -19,6 +19,7 @@ from tqdm import tqdm
 from sard_lora.adapter import Adapter, save_adapter
 from sard_lora.atomic import make_folder
 from sard_lora.config import parse
+from sard_lora.data import few_shot_split, fingerprint, open_category
 from sard_lora.precision import bf16_is_fast
 from sard_lora.train.checkpoint import begin, checkpoints, load_state, save_state
 from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
@@ -34,7 +35,7 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
     """
     if config.output.exists() and not config.overwrite:
         if config.resume:
-            return Adapter.load(config.output)
+            return _finished(config)
         raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite")
     make_folder(config.output.parent)
     work = make_folder(config.output.with_name(config.output.name + ".training"))
@@ -94,6 +95,22 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
     accelerator.end_training()
     AcceleratorState._reset_state()  # it would forbid the next run in this process another precision
     return Adapter.load(config.output)
+
+
+def _finished(config: AdapterTrainConfig) -> Adapter:
+    """The adapter that is there already; ValueError where other settings or other images made it."""
+    adapter = Adapter.load(config.output)
+    there, wanted = adapter.config.training, json.loads(json.dumps(_settings(config), default=str))
+    different = sorted(name for name in wanted.keys() & there.keys() - {"data"} if there[name] != wanted[name])
+    split = few_shot_split(open_category(config.data, config.category), config.shots, config.draw)
+    if adapter.config.data["fingerprint"] != fingerprint([*split.train, *split.normals]):
+        different.append("data")
+    if different:
+        raise ValueError(
+            f"{config.output}: was trained with another {', '.join(different)}. Choose another --output, or pass "
+            "--overwrite true"
+        )
+    return adapter
 
 
 def _restore(trainer: AdapterTrainer, work: Path) -> tuple[int, float]:

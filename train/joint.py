@@ -155,6 +155,11 @@ class AdapterTrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
         if not 0 <= self.normal_share < 1:
             raise ValueError(f"normal_share={self.normal_share} has to lie in [0, 1)")
+        if round(self.batch_size * self.normal_share) == self.batch_size:
+            raise ValueError(
+                f"normal_share={self.normal_share}, batch_size={self.batch_size}: leaves no window with a defect. "
+                "Make the batch larger or the share smaller"
+            )
 
 
 class AdapterTrainer:

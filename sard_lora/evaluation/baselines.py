@@ -10,6 +10,7 @@ The other free baseline, `real`, is the few real defects themselves and needs no
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -128,12 +129,15 @@ def write_baseline(
     normals: Sequence[Sample],
     output: LabelledSet,
     counts: int | Mapping[str, int],
+    root: Path,
     seed: int = 0,
     progress: Callable[[str, int], None] | None = None,
     fills: bool = False,
     margin: int | None = None,
 ) -> None:
     """Fill `output` with normal images that `method` wrote defects into, `counts` of each defect.
+
+    Records name the normal images by their paths below `root`, the folder of their category.
 
     With `fills` it writes pieces of normal images in their place, and `margin` widens masks (see `Sources`): by default
     as `moved_margins` says.
@@ -165,7 +169,7 @@ def write_baseline(
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):
-                _add_one(method, sources, output, name, seed, np.random.default_rng([seed, number, index]))
+                _add_one(method, sources, output, name, root, seed, np.random.default_rng([seed, number, index]))
             if progress is not None:
                 progress(defect, index + 1)
     output.write_metadata()
@@ -176,6 +180,7 @@ def _add_one(
     sources: Sources,
     output: LabelledSet,
     name: str,
+    root: Path,
     seed: int,
     rng: np.random.Generator,
 ) -> None:
@@ -188,7 +193,7 @@ def _add_one(
         if drawing is None:
             continue
         record = {
-            "normal": "/".join(normal.image.parts[-3:]),
+            "normal": normal.image.relative_to(root).as_posix(),
             "mask_origin": drawing.origin,
             "defect": defect,
             "prompt": "",

@@ -16,10 +16,11 @@ from sard_lora.atomic import make_folder, write_text
 from sard_lora.data import Category, open_category, require_sound
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.category_benchmark import CategoryBenchmark, segmenter_start
-from sard_lora.evaluation.methods import parse_method, split_names
+from sard_lora.evaluation.methods import Part, parse_method, split_names
 from sard_lora.evaluation.page import write_benchmark_page
 from sard_lora.evaluation.results import Outcome, build_report, markdown
 from sard_lora.evaluation.tasks import Task, run_tasks
+from sard_lora.layouts import GOOD
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
@@ -31,6 +32,11 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     benches = [CategoryBenchmark(config, category) for category in find_categories(config.data)]
     for bench in benches:
         require_sound(bench.category)
+        if all(sample.defect == GOOD for sample in bench.side.samples):
+            raise ValueError(
+                f"{bench.category.root}: no defects on the {config.split} side; add images of other parts, or take "
+                "the other side (--split)"
+            )
     if config.workers > 1:
         run_tasks(_tasks(config, benches), config.workers, config.output / "logs")
     outcomes: list[Outcome] = []
@@ -109,22 +115,31 @@ def _tasks(config: BenchmarkConfig, benches: Sequence[CategoryBenchmark]) -> lis
     adapted: dict[str, list[str]] = {bench.name: [] for bench in benches}
     if config.adapt_steps:
         adapted = {bench.name: [add(f"{bench.name}, adapted base", bench.adapted_base)] for bench in benches}
+
+    def add_set(bench: CategoryBenchmark, seed: int, part: Part, fills: int = 0) -> str:
+        place, after = f"{bench.name}, seed {seed}", []
+        if part.generated:
+            adapter = f"{place}, adapter {bench.adapter_name(seed, part)}"
+            after = [add(adapter, bench.train_adapter, seed, part, after=adapted[bench.name])]
+        name = f"{place}, set {bench.set_name(seed, part, fills)}"
+        if fills:
+            return add(name, bench.make_fills, seed, part, fills, after=after)
+        return add(name, bench.make_set, seed, part, after=after)
+
     made: dict[tuple[str, int, str], list[str]] = {}
     for seed, bench, method in product(range(config.seeds), benches, methods):
-        place = f"{bench.name}, seed {seed}"
         needed = made.setdefault((bench.name, seed, method), [])
         for part in parse_method(method):
-            after = []
-            if part.adapter:
-                title = f"{place}, adapter of {part.adapter}"
-                after = [add(title, bench.train_adapter, seed, part, after=adapted[bench.name])]
-            needed.append(add(f"{place}, set of {part}", bench.make_set, seed, part, after=after))
+            if part.kind != "real":
+                needed.append(add_set(bench, seed, part))
+            if part.decoys:
+                needed.append(add_set(bench, seed, part, part.decoys))
     for bench, seed, method, segmenter in _cells(config, benches):
         title = f"{bench.name}, seed {seed}, {method}, {segmenter}"
         after = made[bench.name, seed, method] + started[segmenter]
         add(title, bench.outcome, seed, method, segmenter, after=after)
     for bench, method in product(benches, _writing_methods(config) if config.fills else ()):
-        after = made[bench.name, 0, method] + started[segmenters[0]]
+        after = [add_set(bench, 0, parse_method(method)[0], config.fills), *started[segmenters[0]]]
         add(f"{bench.name}, {method}, shortcut", bench.shortcut_row, method, after=after)
     return list(tasks.values())
 

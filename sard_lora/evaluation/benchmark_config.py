@@ -37,7 +37,7 @@ class BenchmarkConfig:
     """Parts of each defect, other ones for every seed; by default a third of the groups, for all seeds."""
     adapter_steps: int = 500
     """Optimizer steps of every adapter."""
-    start_steps: int = 3000
+    start_steps: int = 12000
     """Steps that every segmenter first trains on drawn surfaces with drawn defects, once for all methods and seeds
     (`sard_lora.evaluation.start`); 0 starts from random weights."""
     unet_steps: int = 1500

@@ -1,5 +1,6 @@
 """The part of a benchmark that one data set takes: adapters, sets, cells, and what is measured beside them."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -96,7 +97,9 @@ class CategoryBenchmark:
         )
 
     def _sets(self, seed: int) -> SetMaker:
-        base = str(self.adapted_base()) if self.config.adapt_steps else self.config.base
+        return self._maker(seed, str(self.adapted_base()) if self.config.adapt_steps else self.config.base)
+
+    def _maker(self, seed: int, base: str) -> SetMaker:
         return SetMaker(
             self.category,
             self.config.output / self.name / f"seed{seed}",
@@ -110,11 +113,20 @@ class CategoryBenchmark:
 
     def adapted_base(self) -> Path:
         """The base that was adapted to the normal images; made first, unless that was done before."""
-        folder = self.config.output / self.name / "base"
+        steps, revision = self.config.adapt_steps, bases.describe(self.config.base).revision
+        key = hashlib.sha256(f"{steps} {revision} {fingerprint(self.splits[0].normals)}".encode()).hexdigest()[:10]
+        folder = self.config.output / self.name / f"base-{key}"
         if not folder.exists():
-            steps = self.config.adapt_steps
             adapt(AdaptConfig(self.category.root, folder, base=self.config.base, steps=steps, resume=True))
         return folder
+
+    def adapter_name(self, seed: int, part: Part) -> str:
+        """What tells a part's adapter from others of this data set and seed."""
+        return self._maker(seed, self.config.base).adapter_folder(part).name
+
+    def set_name(self, seed: int, part: Part, fills: int = 0) -> str:
+        """What tells a part's set, or a number of its fills, from others of this data set and seed."""
+        return self._maker(seed, self.config.base).set_folder(part, fills or None, bool(fills)).name
 
     def train_adapter(self, seed: int, part: Part) -> None:
         """Train the adapter that a part's set is made with."""
@@ -122,9 +134,11 @@ class CategoryBenchmark:
 
     def make_set(self, seed: int, part: Part) -> None:
         """Make the images that segmenters are trained on."""
-        sets = self._sets(seed)
-        sets.samples(part)
-        sets.decoys(part)
+        self._sets(seed).samples(part)
+
+    def make_fills(self, seed: int, part: Part, count: int) -> None:
+        """Make fills, as decoys or for the shortcut test."""
+        self._sets(seed).fills(part, count)
 
     def fidelity_rows(self) -> Iterator[dict[str, Any]]:
         """How exact and how real each set of the first seed is; none where no U-Net saw the real defects alone."""

@@ -14,7 +14,6 @@ from monai.networks.nets import UNet
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
-from torchmetrics.image.kid import poly_mmd
 
 from sard_lora.evaluation.segmenters import Segmenter, to_tensor
 from sard_lora.images import load_image, load_mask
@@ -67,11 +66,12 @@ def defect_features(segmenter: Segmenter, samples: Sequence[Sample]) -> Tensor:
         for sample in samples:
             image = load_image(sample.image)
             mask = torch.from_numpy(np.asarray(load_mask(sample.mask, image.size)) > 0).float()[None, None].to(device)
+            mask = nn.functional.pad(mask, segmenter.padding(*mask.shape[-2:]))
             seen.clear()
             segmenter(to_tensor(image)[None].to(device).float() / 255)
             means = []
             for features in seen:
-                weight = torch.nn.functional.adaptive_max_pool2d(mask, features.shape[-2:])
+                weight = nn.functional.adaptive_max_pool2d(mask, features.shape[-2:])
                 means.append((features * weight).sum((2, 3)) / weight.sum())
             rows.append(torch.cat(means, 1).cpu())
     finally:
@@ -90,12 +90,16 @@ def _encoder_levels(network: UNet) -> list[nn.Module]:
 
 
 def feature_figures(real: Tensor, synthetic: Tensor) -> dict[str, float]:
-    """Distance and diversity of features (N, C), both scaled so that every real channel has a deviation of 1.
+    """Distance and diversity of features (N, C) and (M, C), scaled so that every real channel has a deviation of 1.
 
-    - `kernel_distance`: the squared maximum mean discrepancy under the cubic kernel of KID (Bińkowski et al. 2018),
-      on these features; 0 for the same distribution;
+    - `kernel_distance`: the squared maximum mean discrepancy under the cubic kernel of KID (Bińkowski et al. 2018, eq.
+      4), on these features; 0 for the same distribution. It is unbiased, so it may fall below 0 by chance;
     - `diversity`: mean distance of two synthetic defects over that of two real ones; 1 is as diverse as real.
+
+    Nothing is said of fewer than two defects on either side.
     """
+    if min(len(real), len(synthetic)) < 2:
+        return {}
     mean, deviation = real.mean(0), real.std(0) + 1e-6
     real, synthetic = ((features - mean) / deviation for features in (real, synthetic))
 
@@ -103,6 +107,19 @@ def feature_figures(real: Tensor, synthetic: Tensor) -> dict[str, float]:
         return torch.pdist(features).mean().item()
 
     return {
-        "kernel_distance": max(0.0, poly_mmd(real, synthetic).item()),
+        "kernel_distance": _squared_mmd(real, synthetic),
         "diversity": spread(synthetic) / spread(real),
     }
+
+
+def _squared_mmd(first: Tensor, second: Tensor) -> float:
+    """The unbiased estimate from samples (N, C) and (M, C), N and M at least 2."""
+
+    def kernel(one: Tensor, other: Tensor) -> Tensor:
+        return (one @ other.T / one.shape[1] + 1) ** 3
+
+    def within(features: Tensor) -> Tensor:
+        values, count = kernel(features, features), len(features)
+        return (values.sum() - values.diagonal().sum()) / (count * (count - 1))
+
+    return (within(first) + within(second) - 2 * kernel(first, second).mean()).item()

@@ -30,6 +30,7 @@ def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -
     """
     forbidden = held_back(category, split)
     allowed = set(category.samples) - set(forbidden)
+    defects = {_mask_name(sample) for sample in category.samples if sample.mask}
     by_pixels = {_pixel_digest(sample.image): sample for sample in forbidden}
     findings = []
     for sample in training:
@@ -43,7 +44,8 @@ def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -
         if _names_only(normal, forbidden, allowed, category.root):
             findings.append(f"{sample.image}: was made from the held-back normal image {normal}")
         origin = str(record.get("mask_origin") or "")
-        if names := _mask_names(origin, sample.defect) & {_mask_name(s) for s in forbidden if s.mask}:
+        origins = {origin} if origin in defects else _mask_names(origin, sample.defect)
+        if names := origins & {_mask_name(s) for s in forbidden if s.mask}:
             findings.append(f"{sample.image}: its mask comes from the held-back defect {', '.join(sorted(names))}")
     if findings:
         more = [f"… and {len(findings) - 10} more"] if len(findings) > 10 else []
@@ -97,7 +99,7 @@ def _mask_name(sample: Sample) -> str:
 
 
 def _mask_names(origin: str, defect: str) -> set[str]:
-    """Every "<defect>/<stem>" that a recorded origin such as `crack/003`, `003` or `…/crack/003_mask.png` may mean."""
+    """Every "<defect>/<stem>" that another program's origin such as `003` or `…/crack/003_mask.png` may mean."""
     names = set()
     for word in re.split(r"[^\w./\\-]+", origin):
         path = PurePosixPath(word.replace("\\", "/"))

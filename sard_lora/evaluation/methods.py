@@ -14,12 +14,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
-from sard_lora.data import Category, Split, few_shot_split, open_category
+from sard_lora import bases
+from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category
 from sard_lora.evaluation.baselines import BASELINES, write_baseline
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.labelled import LabelledSet
@@ -42,13 +44,13 @@ INPAINT: dict[str, Any] = {
 
 # What every part shares, or what the benchmark itself decides.
 _FIXED = {
-    *("data", "output", "category", "base", "revision", "adapter", "seed", "draw", "resume", "overwrite", "per_defect")
+    *("data", "output", "category", "base", "revision", "adapter", "seed", "draw", "resume", "overwrite", "per_defect"),
+    *("sample_every", "samples", "copy_normals", "device", "fills"),
 }
+# Where both have a setting of the same name, it means one of them.
 _TRAINING = {item.name for item in fields(AdapterTrainConfig)} - _FIXED - {"guidance_scale"}
-_SYNTHESIS = (
-    {item.name for item in fields(SynthesizeConfig)} - _FIXED - {"background", "copy_normals", "device", "fills"}
-)
-
+_SYNTHESIS = {item.name for item in fields(SynthesizeConfig)} - _FIXED - {"background", "batch_size"}
+_TYPES = get_type_hints(SynthesizeConfig) | get_type_hints(AdapterTrainConfig) | {"decoys": int}
 
 _OPTIONS = {
     "real": {"shots"},
@@ -70,9 +72,14 @@ class Part:
         return {name: value for name, value in chosen.items() if name in names}
 
     @property
-    def adapter(self) -> str | None:
-        """What tells its adapter from others of the same category and seed; None where it has none."""
-        return None if self.kind in ("real", *BASELINES) else f"{self.kind} {sorted(self.settings(_TRAINING).items())}"
+    def decoys(self) -> int:
+        """How many fills it asks for as decoys."""
+        return self.settings({"decoys"}).get("decoys", 0)
+
+    @property
+    def generated(self) -> bool:
+        """Whether an adapter makes its images."""
+        return self.kind not in ("real", *BASELINES)
 
     def __str__(self) -> str:
         options = ",".join(f"{name}={value}" for name, value in self.options)
@@ -100,11 +107,25 @@ def parse_method(name: str) -> tuple[Part, ...]:
             key, _, value = (item.strip() for item in pair.partition("="))
             if key not in _OPTIONS[kind] or not value:
                 raise ValueError(f"method {name!r}: {kind} has no setting {pair!r}; write name=value")
-            options[key] = yaml.safe_load(value)
+            options[key] = _typed(name, key, value)
         parts.append(Part(kind, tuple(sorted(options.items()))))
     if len(set(parts)) < len(parts):
         raise ValueError(f"method {name!r}: names a part twice")
     return tuple(parts)
+
+
+def _typed(method: str, setting: str, text: str) -> Any:
+    """The value that a setting's text means, as on the command line.
+
+    Raises:
+        ValueError: it is none of the setting's type; the message names method and setting.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=_TYPES[setting])
+    try:
+        return parser.parse_args([f"--value={text}"]).value
+    except ArgumentError as error:
+        raise ValueError(f"method {method!r}: {setting}={text} is not a {_TYPES[setting]}") from error
 
 
 @dataclass(frozen=True)
@@ -128,8 +149,7 @@ class SetMaker:
         """The labelled samples of a part, made now unless they are there; nothing of the held-back side is in them."""
         if part.kind == "real":
             return self._split(part).train
-        count = part.settings({"count"}).get("count", self.count)
-        return self._made(part, count, fills=False)
+        return self._made(part, part.settings({"count"}).get("count", self.count), fills=False)
 
     def fills(self, part: Part, count: int) -> tuple[Sample, ...]:
         """`count` images that were written into as the part's are, with nothing that is a defect; masks say where."""
@@ -139,8 +159,7 @@ class SetMaker:
 
     def decoys(self, part: Part) -> tuple[Sample, ...]:
         """The fills that a part asks for as decoys."""
-        count = part.settings({"decoys"}).get("decoys", 0)
-        return self.fills(part, count) if count else ()
+        return self.fills(part, part.decoys) if part.decoys else ()
 
     def _split(self, part: Part) -> Split:
         return few_shot_split(self.category, self._shots(part), self.seed)
@@ -149,27 +168,53 @@ class SetMaker:
         return part.settings({"shots"}).get("shots", self.shots)
 
     def _made(self, part: Part, count: int, fills: bool) -> tuple[Sample, ...]:
-        split = self._split(part)
-        make = self._drawn if part.kind in BASELINES else self._generated
-        samples = open_category(make(part, split, count, fills)).anomalies
+        split, folder = self._split(part), self.set_folder(part, count, fills)
+        if part.kind in BASELINES:
+            self._draw(part, split, count, fills, folder)
+        else:
+            self._generate(part, count, fills, folder)
+        samples = open_category(folder).anomalies
         refuse_leaks(samples, self.category, split)
         return samples
 
-    def _drawn(self, part: Part, split: Split, count: int, fills: bool) -> Path:
+    def set_folder(self, part: Part, count: int | None = None, fills: bool = False) -> Path:
+        """Where a part's set lies, or a number of its fills; another folder for all that its images depend on."""
+        count = part.settings({"count"}).get("count", self.count) if count is None else count
+        key = {"count": count, "fills": fills}
+        if part.kind in BASELINES:
+            key |= part.settings({"margin"}) | {"shots": self._shots(part)} | self._origin
+        else:
+            key |= {"adapter": self._adapter_key(part)} | self._synthesis(part)
+        return self.folder / "sets" / _name(part.kind, key)
+
+    def adapter_folder(self, part: Part) -> Path:
+        """Where the adapter of a generated part lies."""
+        return self.folder / "adapters" / _name(part.kind, self._adapter_key(part))
+
+    @cached_property
+    def _origin(self) -> dict[str, Any]:
+        """What everything depends on that is made here."""
+        split = few_shot_split(self.category)
+        return {"data": fingerprint([*split.train, *split.normals]), "seed": self.seed}
+
+    def _draw(self, part: Part, split: Split, count: int, fills: bool, folder: Path) -> None:
         defects = sorted({sample.defect for sample in split.train})
         counts = Counter(defects[number % len(defects)] for number in range(count))
-        chosen = part.settings({"margin"})
-        key = chosen | {"shots": self._shots(part), "seed": self.seed, "count": count, "fills": fills}
-        folder = self.folder / "sets" / _name(part.kind, key)
         write_baseline(
-            part.kind, split.train, split.normals, LabelledSet(folder), counts, self.seed, fills=fills, **chosen
+            part.kind,
+            split.train,
+            split.normals,
+            LabelledSet(folder),
+            counts,
+            self.category.root,
+            self.seed,
+            fills=fills,
+            **part.settings({"margin"}),
         )
-        return folder
 
     def adapter(self, part: Part) -> Path:
         """The folder of the adapter of a generated part, trained now unless it is there."""
-        key = self._adapter_key(part)
-        folder = self.folder / "adapters" / _name(part.kind, key)
+        folder = self.adapter_folder(part)
         train_adapter(
             AdapterTrainConfig(
                 data=self.category.root,
@@ -179,18 +224,21 @@ class SetMaker:
                 resume=True,
                 sample_every=0,
                 samples=1,
-                **key["training"],
+                **self._training(part),
             )
         )
         return folder
 
-    def _adapter_key(self, part: Part) -> dict[str, Any]:
-        training = {"shots": self.shots, "draw": self.seed, **self.training, **part.settings(_TRAINING)}
-        return {"training": training, "base": self.base, "seed": self.seed}
+    def _training(self, part: Part) -> dict[str, Any]:
+        return {"shots": self.shots, "draw": self.seed, **self.training, **part.settings(_TRAINING)}
 
-    def _generated(self, part: Part, split: Split, count: int, fills: bool) -> Path:
-        synthesis = {**self.synthesis, **part.settings(_SYNTHESIS), "count": count, "fills": fills}
-        folder = self.folder / "sets" / _name(part.kind, self._adapter_key(part) | {"synthesis": synthesis})
+    def _synthesis(self, part: Part) -> dict[str, Any]:
+        return {**self.synthesis, **part.settings(_SYNTHESIS)}
+
+    def _adapter_key(self, part: Part) -> dict[str, Any]:
+        return {"training": self._training(part), "base": bases.describe(self.base).revision} | self._origin
+
+    def _generate(self, part: Part, count: int, fills: bool, folder: Path) -> None:
         synthesize(
             SynthesizeConfig(
                 adapter=self.adapter(part),
@@ -198,10 +246,10 @@ class SetMaker:
                 output=folder,
                 seed=self.seed,
                 copy_normals=False,
-                **synthesis,
+                fills=fills,
+                **self._synthesis(part) | {"count": count},
             )
         )
-        return folder
 
 
 def _name(kind: str, settings: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.adapter is not None:
         _require_own_images(config, split)
     synthetic = _synthetic_samples(config, category, split)
-    pasted = _pasted_samples(config, split, synthetic)
+    pasted = _pasted_samples(config, category, split, synthetic)
     sources = {"real": split.train, "paste": pasted, "sard": synthetic}
 
     report: dict[str, Any] = {
@@ -197,7 +197,9 @@ def _require_readable(synthetic: Category) -> None:
         raise DataError(problems)
 
 
-def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sample]) -> tuple[Sample, ...]:
+def _pasted_samples(
+    config: EvaluateConfig, category: Category, split: Split, synthetic: Sequence[Sample]
+) -> tuple[Sample, ...]:
     if not any("paste" in name.split("+") for name in config.method_names):
         return ()
     defects = sorted({sample.defect for sample in split.train})
@@ -222,5 +224,7 @@ def _pasted_samples(config: EvaluateConfig, split: Split, synthetic: Sequence[Sa
     write_text(made_from, key)
     with tqdm(total=sum(counts.values()), desc="paste", leave=False, mininterval=1) as bar:
         output = LabelledSet(root)
-        write_baseline("paste", split.train, split.normals, output, counts, config.seed, lambda *_: bar.update())
+        write_baseline(
+            "paste", split.train, split.normals, output, counts, category.root, config.seed, lambda *_: bar.update()
+        )
     return open_category(root).anomalies

@@ -96,11 +96,15 @@ class Segmenter(nn.Module):
         with torch.no_grad():
             self.output_layers[0].bias -= amount
 
-    def _padded(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
+    def padding(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Pixels that the network sees left, right, above and below images of this size, as `torch.nn.functional.pad`
+        takes them: up to a multiple of its stride."""
         # Two strides at least: a single value in the deepest layer cannot be normalised.
         bottom, right = (max(2 * self.stride, -(-side // self.stride) * self.stride) for side in (height, width))
-        return F.pad(images, (0, right - width, 0, bottom - height), mode="replicate")
+        return 0, right - width, 0, bottom - height
+
+    def _padded(self, images: Tensor) -> Tensor:
+        return F.pad(images, self.padding(*images.shape[-2:]), mode="replicate")
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -138,7 +142,9 @@ def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrain
         segmenter = _build({"name": "bisenetv2", "width": width})
     else:
         if size == "small":
-            segmenter = _build({"name": "segformer", "config": _as_json(SegformerConfig(num_labels=1, **SEGFORMER_SMALL))})
+            segmenter = _build(
+                {"name": "segformer", "config": _as_json(SegformerConfig(num_labels=1, **SEGFORMER_SMALL))}
+            )
         else:
             segmenter = _pretrained_segformer(pretrained or SEGFORMER_FULL_ENCODER)
     for layer in segmenter.output_layers:
@@ -209,5 +215,6 @@ def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
         if max(image.shape[-2:]) <= 2 * TILE:
             logits = segmenter(images)
         else:
-            logits = sliding_window_inference(images, (TILE, TILE), 1, segmenter, overlap=0.125, mode="gaussian")
+            tile = [min(TILE, side) for side in image.shape[-2:]]  # no larger, or it would be filled up with black
+            logits = sliding_window_inference(images, tile, 1, segmenter, overlap=0.125, mode="gaussian")
     return logits[0, 0].float().cpu()

@@ -30,7 +30,8 @@ def shortcut_cell(
 ) -> dict[str, float]:
     """Train on one half of the fills, test on the other; what is found already is kept in `folder` under `key`.
 
-    No part is on both sides: normal images, and fills with them, are divided by group. `start` is as for
+    Normal images, and the fills written into them, are divided by group, so that none is on both sides; what is written
+    may come from any of them. `start` is as for
     `train_segmenter`. Answers fractions: `ap`, `auroc`, and the `chance` that `ap` has to be compared with.
 
     Raises:

@@ -12,6 +12,7 @@ from sard_lora.data import (
     few_shot_split,
     find_problems,
     fingerprint,
+    normal_images,
     open_category,
     require_sound,
 )
@@ -113,6 +114,8 @@ def test_what_stands_beside_the_layout_is_ignored(mvtec: Path):
         (mvtec / name).write_bytes(b"no image")
     assert open_category(mvtec) == before
     assert find_problems(before) == []
+    assert normal_images(mvtec, None) == few_shot_split(before).normals
+    assert normal_images(mvtec / "train/good", None)[0].image.name == "000.png", "a plain folder of images"
 
 
 def test_a_folder_without_a_layout_says_what_was_looked_for_and_what_is_there(tmp_path: Path, mvtec: Path):

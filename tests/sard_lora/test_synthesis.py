@@ -76,6 +76,9 @@ def test_complete_set_needs_no_model_and_other_settings_are_refused(adapter, mvt
     assert synthesize(settings(adapter, mvtec, tmp_path / "set"))["synthesized"] == 5
     with pytest.raises(ValueError, match=r"set: holds a set made with another seed\. Choose another --output"):
         synthesize(settings(adapter, mvtec, tmp_path / "set", seed=1))
+    (mvtec / "train/good/000.png").unlink()
+    with pytest.raises(ValueError, match=r"made with another normals_sha256"):
+        synthesize(settings(adapter, mvtec, tmp_path / "set"))
 
 
 def test_invisible_candidates_are_rejected_counted_and_given_up(adapter, mvtec, tmp_path):

@@ -82,6 +82,12 @@ def test_killed_and_resumed_is_the_same_to_the_bit(mvtec, tiny_base, tmp_path, m
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_overwriting_trains_the_decoder_anew(mvtec, tiny_base, tmp_path, capsys):
+    for changes in ({}, {"overwrite": True}):
+        adapt(settings(mvtec, tiny_base, tmp_path / "adapted", **changes))
+    assert "resumed" not in capsys.readouterr().out
+
+
 def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):
     stripe = np.zeros((30, 50, 3), np.uint8)
     stripe[10:13] = 250

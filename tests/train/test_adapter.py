@@ -183,6 +183,7 @@ def test_nan_stops_the_run_and_names_the_last_good_checkpoint(mvtec, tiny_base, 
         ({"mixed_precision": "fp16"}, "'fp16' is not one of auto, bf16, no"),
         ({"steps": 0}, "steps=0 has to be at least 1"),
         ({"normal_share": 1.0}, "normal_share=1.0"),
+        ({"normal_share": 0.95, "batch_size": 8}, "leaves no window with a defect"),
     ],
 )
 def test_bad_settings_are_named(mvtec, tiny_base, tmp_path, changes, message):
@@ -216,3 +217,8 @@ def test_resuming_with_other_settings_is_refused(mvtec, tiny_base, tmp_path, mon
     with pytest.raises(ValueError, match=r"a\.training: was begun with another rank, seed"):
         train_adapter(replace(settings, resume=True, seed=5, rank=8))
     assert train_adapter(replace(settings, resume=True)).config.training["steps"] == 4
+    with pytest.raises(ValueError, match=r"a: was trained with another steps\. Choose another --output"):
+        train_adapter(replace(settings, resume=True, steps=5))
+    (mvtec / "train/good/000.png").unlink()
+    with pytest.raises(ValueError, match=r"a: was trained with another data"):
+        train_adapter(replace(settings, resume=True))

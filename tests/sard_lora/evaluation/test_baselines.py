@@ -20,7 +20,7 @@ def _written(root):
 @pytest.mark.parametrize("method", BASELINES)
 def test_outside_the_label_every_pixel_is_the_normal_images(method, split, mvtec, tmp_path):
     output = LabelledSet(tmp_path / "set")
-    write_baseline(method, split.train, split.normals, output, 6)
+    write_baseline(method, split.train, split.normals, output, 6, mvtec)
     for record in output.records():
         normal = np.asarray(load_image(mvtec / record["normal"]))
         image = load_image(output.root / record["file_name"])
@@ -33,7 +33,7 @@ def test_outside_the_label_every_pixel_is_the_normal_images(method, split, mvtec
 @pytest.mark.parametrize("method", BASELINES)
 def test_records_name_training_images_only(method, split, mvtec, tmp_path):
     output = LabelledSet(tmp_path / "set")
-    write_baseline(method, split.train, split.normals, output, 4)
+    write_baseline(method, split.train, split.normals, output, 4, mvtec)
     records = list(output.records())
     assert len(records) == output.count == 8
     assert {record["method"] for record in records} == {method}
@@ -45,50 +45,56 @@ def test_records_name_training_images_only(method, split, mvtec, tmp_path):
     assert (output.root / "metadata.jsonl").is_file()
 
 
+def test_records_name_the_images_of_any_layout(paired, tmp_path):
+    split, output = few_shot_split(open_category(paired)), LabelledSet(tmp_path / "set")
+    write_baseline("paste", split.train, split.normals, output, 2, paired)
+    assert all((paired / record["normal"]).is_file() for record in output.records())
+
+
 @pytest.mark.parametrize("method", BASELINES)
-def test_the_same_call_completes_a_killed_set_with_the_same_bytes(method, split, tmp_path):
+def test_the_same_call_completes_a_killed_set_with_the_same_bytes(method, split, mvtec, tmp_path):
     whole, killed = LabelledSet(tmp_path / "whole"), LabelledSet(tmp_path / "killed")
-    write_baseline(method, split.train, split.normals, whole, {"hole": 3, "scratch": 2}, seed=5)
-    write_baseline(method, split.train, split.normals, killed, {"hole": 1}, seed=5)
-    write_baseline(method, split.train, split.normals, killed, {"hole": 3, "scratch": 2}, seed=5)
+    write_baseline(method, split.train, split.normals, whole, {"hole": 3, "scratch": 2}, mvtec, seed=5)
+    write_baseline(method, split.train, split.normals, killed, {"hole": 1}, mvtec, seed=5)
+    write_baseline(method, split.train, split.normals, killed, {"hole": 3, "scratch": 2}, mvtec, seed=5)
     assert _written(whole.root) == _written(killed.root)
     other = LabelledSet(tmp_path / "other")
-    write_baseline(method, split.train, split.normals, other, {"hole": 3, "scratch": 2}, seed=6)
+    write_baseline(method, split.train, split.normals, other, {"hole": 3, "scratch": 2}, mvtec, seed=6)
     assert _written(other.root) != _written(whole.root)
 
 
-def test_what_cannot_be_drawn_is_named(split, tmp_path):
+def test_what_cannot_be_drawn_is_named(split, mvtec, tmp_path):
     output = LabelledSet(tmp_path / "paste")
     with pytest.raises(ValueError, match="no normal images"):
-        write_baseline("paste", split.train, [], output, 1)
+        write_baseline("paste", split.train, [], output, 1, mvtec)
     with pytest.raises(ValueError, match=r"no real dent.*hole, scratch"):
-        write_baseline("paste", split.train, split.normals, output, {"dent": 1})
+        write_baseline("paste", split.train, split.normals, output, {"dent": 1}, mvtec)
     with pytest.raises(ValueError, match=r"baseline 'nsa' is not known.*draem"):
-        write_baseline("nsa", split.train, split.normals, output, 1)
+        write_baseline("nsa", split.train, split.normals, output, 1, mvtec)
 
 
 @pytest.mark.parametrize("method", BASELINES)
-def test_areas_are_those_of_the_real_masks(method, split, tmp_path):
+def test_areas_are_those_of_the_real_masks(method, split, mvtec, tmp_path):
     output = LabelledSet(tmp_path / "set")
-    write_baseline(method, split.train, split.normals, output, 20, margin=4)
+    write_baseline(method, split.train, split.normals, output, 20, mvtec, margin=4)
     areas = [
         np.asarray(load_mask(output.root / r["mask_file_name"], (40, 32))).astype(bool).sum() for r in output.records()
     ]
     assert 82 < np.median(areas) < 328  # the real ones are squares of 36 pixels, 164 with the margin
 
 
-def test_grey_parts_get_grey_textures(split, tmp_path):
+def test_grey_parts_get_grey_textures(split, mvtec, tmp_path):
     output = LabelledSet(tmp_path / "set")
-    write_baseline("draem", split.train, split.normals, output, 5)
+    write_baseline("draem", split.train, split.normals, output, 5, mvtec)
     for record in output.records():
         assert np.ptp(np.asarray(load_image(output.root / record["file_name"])), axis=2).max() == 0
 
 
 @pytest.mark.parametrize("method", BASELINES)
-def test_fills_hold_nothing_that_is_a_defect(method, split, tmp_path):
+def test_fills_hold_nothing_that_is_a_defect(method, split, mvtec, tmp_path):
     """The real defects are squares of brightness 20 on a grey surface around 120."""
     output = LabelledSet(tmp_path / "set")
-    write_baseline(method, split.train, split.normals, output, 4, fills=True)
+    write_baseline(method, split.train, split.normals, output, 4, mvtec, fills=True)
     for record in output.records():
         image = load_image(output.root / record["file_name"])
         mask = np.asarray(load_mask(output.root / record["mask_file_name"], image.size)) > 0

@@ -10,6 +10,7 @@ from sard_lora.evaluation import category_benchmark, cells
 from sard_lora.evaluation.benchmark import benchmark, find_categories
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.category_benchmark import CategoryBenchmark, Cell
+from sard_lora.evaluation.methods import parse_method
 from sard_lora.surfaces import write_category
 from sard_lora.train.segmenter import SegmenterConfig
 
@@ -109,14 +110,40 @@ def test_segmenters_wait_for_their_start_and_sets_for_their_adapter(small):
     benches = [CategoryBenchmark(small, category) for category in find_categories(small.data)]
     tasks = {task.name: task for task in module._tasks(small, benches)}
     assert tasks["start, segformer"].after == ("start, unet",), "they share the drawn surfaces"
-    adapter = "plate, seed 0, adapter of sard []"
-    for name in ("sard", "sard[in_place=0]"):
-        assert tasks[f"plate, seed 0, set of {name}"].after == (adapter,), "one adapter for both"
+    full, moved = (benches[0].set_name(0, *parse_method(name)) for name in ("sard", "sard[in_place=0]"))
+    adapter = f"plate, seed 0, adapter {benches[0].adapter_name(0, *parse_method('sard'))}"
+    for name in (full, moved):
+        assert tasks[f"plate, seed 0, set {name}"].after == (adapter,), "one adapter for both"
     assert set(tasks["plate, seed 0, sard[in_place=0]+real, segformer"].after) == {
-        "plate, seed 0, set of sard[in_place=0]",
-        "plate, seed 0, set of real",
+        f"plate, seed 0, set {moved}",
         "start, segformer",
     }
+
+
+def test_no_folder_is_filled_by_two_tasks(small):
+    """The set is the same with and without decoys, and so are the decoys and the shortcut test's fills."""
+    small.methods, small.seeds, small.fills = "paste,paste[decoys=8],paste[decoys=8]+real", 1, 8
+    names = [task.name for task in module._tasks(small, [CategoryBenchmark(small, *find_categories(small.data))])]
+    assert sum(name.startswith("plate, seed 0, set paste-") for name in names) == 2
+
+
+def test_an_adapted_base_belongs_to_its_steps(small, monkeypatch):
+    monkeypatch.setattr(category_benchmark, "adapt", lambda config: config.output.mkdir(parents=True))
+    (category,) = find_categories(small.data)
+    bases = set()
+    for small.adapt_steps in (1, 2, 1):
+        bases.add(CategoryBenchmark(small, category).adapted_base())
+    assert len(bases) == 2
+
+
+def test_a_side_without_defects_is_refused_before_anything_is_trained(small):
+    for path in sorted((small.data / "test").glob("*/*.png")):
+        if path.parent.name != "good" and path.stem > "001":  # one group trains, one is on the test side
+            path.unlink()
+            (small.data / "ground_truth" / path.parent.name / f"{path.stem}_mask.png").unlink()
+    small.split = "dev"
+    with pytest.raises(ValueError, match="no defects on the dev side"):
+        benchmark(small)
 
 
 def test_both_halves_are_tested_with_the_same_segmenters(small, monkeypatch):

@@ -58,3 +58,32 @@ def test_the_same_distribution_is_near_and_as_diverse():
     near, far, alike = (feature_figures(real, x) for x in (same, same + 2, same * 0.1))
     assert near["kernel_distance"] < 0.2 < far["kernel_distance"]
     assert near["diversity"] == pytest.approx(1, abs=0.1) and alike["diversity"] < 0.2
+
+
+@pytest.mark.parametrize("counts", [(20, 400), (400, 20)])
+def test_the_kernel_distance_does_not_depend_on_how_many_there_are(counts):
+    generator = torch.Generator().manual_seed(0)
+    distances = [
+        feature_figures(*(torch.randn(count, 8, generator=generator) for count in counts))["kernel_distance"]
+        for _ in range(50)
+    ]
+    # Scaled by the deviation of 20 real ones, the others look a little wider than they are.
+    assert abs(np.mean(distances)) < 0.1
+
+
+def test_one_defect_says_nothing_of_a_distribution():
+    assert feature_figures(torch.zeros(1, 8), torch.zeros(5, 8)) == {}
+
+
+def test_features_look_at_the_defect_in_pictures_of_any_size(tmp_path):
+    """The network sees pictures continued to a multiple of 16 pixels; the defect lies at the bottom of one of 33."""
+    torch.manual_seed(0)
+    unet, samples = build_segmenter("unet").eval(), []
+    for height in (33, 48):  # the same picture, once continued by hand
+        pixels, mask = np.full((height, 32, 3), 120, np.uint8), np.zeros((height, 32), bool)
+        pixels[:31] = 30
+        mask[32, 8:24] = True
+        LabelledSet(tmp_path).add("spot", f"{height}", Image.fromarray(pixels), mask, {})
+        folder = tmp_path / "ground_truth/spot"
+        samples.append(Sample(tmp_path / f"test/spot/{height}.png", folder / f"{height}_mask.png", "spot", str(height)))
+    torch.testing.assert_close(*defect_features(unet, samples))

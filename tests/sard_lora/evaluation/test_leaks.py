@@ -62,6 +62,17 @@ def test_a_mask_of_a_held_back_defect_is_named(category, split, samples_with, or
         refuse_leaks(samples_with(normal="train/good/000.png", mask_origin=origin), category, split)
 
 
+def test_names_with_spaces_and_brackets_are_told_apart(mvtec, samples_with):
+    for folder, suffix in (("test", ""), ("ground_truth", "_mask")):
+        for name in ("000", "006"):
+            (mvtec / folder / f"hole/{name}{suffix}.png").rename(mvtec / folder / f"hole/{name} (1){suffix}.png")
+    category = open_category(mvtec)
+    split = few_shot_split(category)
+    refuse_leaks(samples_with(mask_origin="hole/000 (1)"), category, split)
+    with pytest.raises(ValueError, match=r"held-back defect hole/006 \(1\)"):
+        refuse_leaks(samples_with(mask_origin="hole/006 (1)"), category, split)
+
+
 def test_the_dev_side_is_held_back_as_well_as_the_test_side(category, split, samples_with):
     for side in (split.dev, split.test):
         held = next(sample for sample in side if sample.defect == "hole")

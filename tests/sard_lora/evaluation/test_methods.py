@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
@@ -23,7 +25,24 @@ def test_commas_and_sums_inside_brackets_belong_to_the_method():
     assert parse_method(names[1]) == (Part("sard", (("critic", False), ("guidance_scale", 1))), Part("real"))
 
 
-@pytest.mark.parametrize("name", ["gan", "sard+", "sard+sard", "sard[colour=3]", "paste[critic=false]", "sard[seed=1]"])
+def test_settings_have_the_types_of_the_command_line():
+    (part,) = parse_method("sard[background=off,learning_rate=1e-4,mixed_precision=no,critic=false,margin=null]")
+    assert dict(part.options) == {
+        "background": "off",
+        "learning_rate": 1e-4,
+        "mixed_precision": "no",
+        "critic": False,
+        "margin": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gan", "sard+", "sard+sard", "sard[colour=3]", "paste[critic=false]", "sard[seed=1]", "sard[samples=3]"),
+        *("sard[steps=many]", "sard[critic=7]"),
+    ],
+)
 def test_unknown_methods_and_settings_are_named(name):
     with pytest.raises(ValueError, match="method"):
         parse_method(name)
@@ -73,9 +92,13 @@ def test_every_seed_has_parts_of_its_own_where_shots_are_few(maker):
             assert not origins & {f"{path.parent.name}/{path.stem}" for path in set.union(*shown) - images}
 
 
-def test_sets_of_other_shots_are_other_sets(maker):
+def test_sets_of_other_shots_or_other_data_are_other_sets(maker):
     few, more = replace(maker, shots=1), replace(maker, shots=2)
-    assert few.samples(Part("paste"))[0].image.parents[2] != more.samples(Part("paste"))[0].image.parents[2]
+    folders = {sets.set_folder(Part(kind)) for sets in (few, more) for kind in ("paste", "sard")}
+    assert len(folders) == 4
+    mask = few_shot_split(maker.category).train[0].mask
+    Image.fromarray(~np.asarray(Image.open(mask))).save(mask)
+    assert not folders & {replace(maker, shots=1).set_folder(Part(kind)) for kind in ("paste", "sard")}
 
 
 def test_decoys_are_fills_of_the_same_kind(maker):

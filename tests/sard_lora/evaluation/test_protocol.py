@@ -23,7 +23,7 @@ def synthetic(mvtec, tmp_path):
     """A labelled set as synthesis writes it: 3 holes and 2 scratches."""
     split = few_shot_split(open_category(mvtec))
     output = LabelledSet(tmp_path / "synthetic")
-    write_baseline("paste", split.train, split.normals, output, {"hole": 3, "scratch": 2})
+    write_baseline("paste", split.train, split.normals, output, {"hole": 3, "scratch": 2}, mvtec)
     return output.root
 
 

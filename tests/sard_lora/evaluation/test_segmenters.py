@@ -97,6 +97,10 @@ def test_large_images_are_predicted_in_tiles_that_agree_with_the_whole(monkeypat
     segmenter.register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[-2:])))
     assert torch.allclose(predict(segmenter, image), whole, atol=0.02)
     assert sizes == {(128, 128)}
+    sizes.clear()
+    line = image[:, :100]  # shorter than a tile: no black is put above and below it
+    assert torch.allclose(predict(segmenter, line), whole[:100], atol=0.02)
+    assert sizes == {(100, 128)}
 
 
 def test_the_full_segformer_starts_from_a_pretrained_encoder(tmp_path):
