@@ -16,7 +16,7 @@ def test_first_notebook_trains_an_adapter_and_shows_pictures(tmp_path, monkeypat
     shorter = tmp_path / NOTEBOOKS[0].name
     text = NOTEBOOKS[0].read_text(encoding="utf-8")
     assert text.count("steps=100") == 1
-    shorter.write_text(text.replace("steps=100", "steps=20"), encoding="utf-8")
+    shorter.write_text(text.replace("steps=100", "steps=6"), encoding="utf-8")
     executed = nbformat.read(execute(shorter, tmp_path / "run"), as_version=4)
     assert (tmp_path / "run/work/adapter/pytorch_lora_weights.safetensors").is_file()
     shown = [

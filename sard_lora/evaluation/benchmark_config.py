@@ -40,7 +40,7 @@ class BenchmarkConfig:
     start_steps: int = 12000
     """Steps that every segmenter first trains on drawn surfaces with drawn defects, once for all methods and seeds
     (`sard_lora.evaluation.start`); 0 starts from random weights."""
-    unet_steps: int = 1500
+    unet_steps: int = 1000
     """Training steps of the U-Net, from there."""
     segformer_steps: int = 600
     """Training steps of SegFormer, from there."""
