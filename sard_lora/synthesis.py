@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from sard_lora.synthesizer import (
     Job,
     SynthesizeConfig,
     Synthesizer,
+    chosen_in_place,
     chosen_strength,
     compose,
     default_candidates,
@@ -56,6 +57,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     for defect in config.defects or adapter.config.defects:
         bank.for_defect(defect)
     normals = normal_images(config.data, config.category)
+    config = replace(config, in_place=chosen_in_place(config, bank, normals))
     settings = _settings(config, adapter, bank, normals)
     seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)

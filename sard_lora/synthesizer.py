@@ -17,7 +17,7 @@ from PIL import Image
 from sard_lora.adapter import Adapter
 from sard_lora.critic import rank_score
 from sard_lora.data import named_anomalies
-from sard_lora.images import load_image
+from sard_lora.images import are_aligned, load_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.masks import foreground, sample_mask, split_mask
@@ -35,6 +35,8 @@ STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
 CANDIDATES = 3
 """How many are made for each mask where every one comes from noise alone."""
+IN_PLACE_SHARE = 0.75
+"""How many of the images are in place, where parts are aligned."""
 IN_PLACE = "sard in place"
 """The method in the record of an image that is a defective one, its defect drawn anew."""
 
@@ -86,9 +88,10 @@ class SynthesizeConfig:
     strength: float | None = None
     """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
-    in_place: float = 0.75
+    in_place: float | None = None
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
-    its defect drawn anew where it is; every picture in turn."""
+    its defect drawn anew where it is; every picture in turn. Default: 0.75 where good parts look alike place by place,
+    as objects in one pose do, else 0 (`sard_lora.images.are_aligned`)."""
     num_inference_steps: int | None = None
     """Steps of the reverse diffusion; default: the adapter's."""
     batch_size: int = 12
@@ -111,7 +114,7 @@ class SynthesizeConfig:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
-        if not 0 <= self.in_place <= 1:
+        if self.in_place is not None and not 0 <= self.in_place <= 1:
             raise ValueError(f"in_place={self.in_place} has to be from 0 to 1")
         for name in ("count", "candidates", "max_attempts", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -206,8 +209,9 @@ class Synthesizer:
 
     def _in_place(self, bank: Sequence[BankMask], turn: int) -> BankMask | None:
         """The real defect to draw anew where it is, or None: every one is taken before one is taken again."""
-        number = int(turn * self.config.in_place)
-        if int((turn + 1) * self.config.in_place) == number:
+        share = self.config.in_place or 0.0
+        number = int(turn * share)
+        if int((turn + 1) * share) == number:
             return None
         lap, place = divmod(number, len(bank))
         return bank[np.random.default_rng([self.config.seed, lap]).permutation(len(bank))[place]]
@@ -300,6 +304,14 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
             "and masks=real, or strength=1"
         )
     return config.strength
+
+
+def chosen_in_place(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> float:
+    """The share in place asked for, or the default; 0 where no image starts from a real defect."""
+    if config.in_place is not None:
+        return config.in_place
+    starts_real = chosen_strength(config, bank) < 1 and not config.fills
+    return IN_PLACE_SHARE if starts_real and are_aligned([sample.image for sample in normals]) else 0.0
 
 
 def default_candidates(strength: float) -> int:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from sard_lora import synthesis
+from sard_lora import synthesizer as synthesizer_module
 from sard_lora.data import normal_images
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
@@ -157,7 +158,7 @@ def test_real_defects_are_where_diffusion_starts_from(adapter, mvtec, tmp_path):
     assert np.asarray(draw.start)[draw.mask].min() > 60, "a piece of a normal part"
 
 
-def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter, mvtec, tmp_path):
+def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter, mvtec, tmp_path, monkeypatch):
     """Their own change is small, for the defect was there: it counts as seen."""
     report = synthesize(settings(adapter, mvtec, tmp_path / "set", in_place=1.0, min_visibility=1e9))
     assert (report["synthesized"], report["rejected"]) == (5, 0)
@@ -174,6 +175,10 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
     draws = [half.draw(Job(0, "hole", "", turn), 0, normals) for turn in range(4 * len(bank))]
     for lap in (draws[: 2 * len(bank)], draws[2 * len(bank) :]):  # every picture once before one comes again
         assert sorted(draw.source for draw in lap if draw.in_place) == sorted(entry.image for entry in bank)
+    for aligned, share in ((True, 0.75), (False, 0.0)):
+        monkeypatch.setattr(synthesizer_module, "are_aligned", lambda paths, answer=aligned: answer)
+        by_itself = settings(adapter, mvtec, tmp_path / "own", in_place=None)
+        assert synthesizer_module.chosen_in_place(by_itself, half.bank, normals) == share
     fills = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "fills", in_place=1.0, fills=True))
     assert not fills.draw(Job(0, "hole", ""), 0, normals).in_place
 
