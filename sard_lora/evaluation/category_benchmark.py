@@ -100,16 +100,23 @@ class CategoryBenchmark:
         return self._maker(seed, str(self.adapted_base()) if self.config.adapt_steps else self.config.base)
 
     def _maker(self, seed: int, base: str) -> SetMaker:
-        return SetMaker(
-            self.category,
-            self.config.output / self.name / f"seed{seed}",
-            base,
-            seed,
-            self.config.count,
-            self.config.shots,
-            training={"steps": self.config.adapter_steps},
-            synthesis={},
-        )
+        """The same one every time, for it reads the data set's files to name its folders."""
+        if (seed, base) not in self._makers:
+            self._makers[seed, base] = SetMaker(
+                self.category,
+                self.config.output / self.name / f"seed{seed}",
+                base,
+                seed,
+                self.config.count,
+                self.config.shots,
+                training={"steps": self.config.adapter_steps},
+                synthesis={},
+            )
+        return self._makers[seed, base]
+
+    @cached_property
+    def _makers(self) -> dict[tuple[int, str], SetMaker]:
+        return {}
 
     def adapted_base(self) -> Path:
         """The base that was adapted to the normal images; made first, unless that was done before."""
