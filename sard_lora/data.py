@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.layouts import GOOD, Sample, find_layout, image_files, scan
@@ -64,6 +65,10 @@ class Split:
     """Held back, anomalies and normal images: final figures only."""
     unused: tuple[Sample, ...]
     """Left out, because their group is on the other side or `shots` asked for fewer."""
+
+    def held_back(self, half: Literal["dev", "test"]) -> tuple[Sample, ...]:
+        """One half of what is held back."""
+        return self.test if half == "test" else self.dev
 
 
 def open_category(root: Path | str, category: str | None = None) -> Category:

@@ -56,7 +56,7 @@ class CategoryBenchmark:
     @cached_property
     def side(self) -> Side:
         """What is tested on."""
-        tested = self.splits[0].test if self.config.split == "test" else self.splits[0].dev
+        tested = self.splits[0].held_back(self.config.split)
         return Side(self.config.split, tested, choose_pictures(tested))
 
     @cached_property

@@ -98,7 +98,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     category = open_category(config.test, config.category)
     require_sound(category)
     split = few_shot_split(category, config.shots, config.draw)
-    tested = split.test if config.split == "test" else split.dev
+    tested = split.held_back(config.split)
     if not any(sample.defect != GOOD for sample in tested):
         raise ValueError(f"{category.root}: no defects on the {config.split} side; add images of other parts")
     if config.adapter is not None:
