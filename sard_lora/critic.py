@@ -32,6 +32,8 @@ class CriticConfig:
     """Channels of the first level; the two coarser ones have twice and four times as many."""
     spectral_norm: bool = True
     """Spectral normalisation of all convolutions (Miyato et al. 2018)."""
+    mask_branch: bool = True
+    """Whether there is a mask branch; without, its logits are 0 everywhere and the global branch judges alone."""
 
 
 class _Block(nn.Module):
@@ -71,9 +73,10 @@ class MaskGuidedCritic(nn.Module):
         self.middle = _Block(c, 2 * c, time_dim, 2, norm)
         self.coarse = _Block(2 * c, 4 * c, time_dim, 2, norm)
         self.global_head = norm(nn.Conv2d(4 * c, 1, 3, padding=1))
-        self.mask_mix = norm(nn.Conv2d(3 * c + 1, c, 1))
-        self.mask_block = _Block(c, c, time_dim, 1, norm)
-        self.mask_head = norm(nn.Conv2d(c, 1, 1))
+        if self.config.mask_branch:
+            self.mask_mix = norm(nn.Conv2d(3 * c + 1, c, 1))
+            self.mask_block = _Block(c, c, time_dim, 1, norm)
+            self.mask_head = norm(nn.Conv2d(c, 1, 1))
 
     def forward(
         self, z_prev: torch.Tensor, z_t: torch.Tensor, t: torch.Tensor, m: torch.Tensor
@@ -83,6 +86,8 @@ class MaskGuidedCritic(nn.Module):
         fine = self.fine(self.conv_in(torch.cat([z_prev, z_t, m], dim=1)), time)
         middle = self.middle(fine, time)
         global_logits = self.global_head(F.leaky_relu(self.coarse(middle, time), 0.2))
+        if not self.config.mask_branch:
+            return global_logits, torch.zeros_like(m)
         wide = F.interpolate(middle, size=fine.shape[-2:], mode="nearest")
         near = border(m)
         guided = self.mask_mix(torch.cat([fine * near, wide * near, m], dim=1))

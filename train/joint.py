@@ -96,6 +96,8 @@ class AdapterTrainConfig:
     """Min-SNR weighting of the denoising loss (Hang et al. 2023); 5 is usual; default: none."""
     critic: bool = True
     """Train the critic jointly (DMG)."""
+    critic_mask_branch: bool = True
+    """Give the critic its mask branch; without, its global branch judges alone."""
     critic_every: int = 2
     """Adversarial part every so many steps."""
     critic_learning_rate: float = 5e-4
@@ -196,7 +198,11 @@ class AdapterTrainer:
         torch.manual_seed(config.seed)
         _add_lora(self.pipe, config)
         self.critic_model = MaskGuidedCritic(
-            CriticConfig(latent_channels=self.pipe.vae.config.latent_channels, channels=config.critic_channels)
+            CriticConfig(
+                latent_channels=self.pipe.vae.config.latent_channels,
+                channels=config.critic_channels,
+                mask_branch=config.critic_mask_branch,
+            )
         )
         self.lora = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         self.ema = EMAModel(self.lora, decay=config.ema_decay, use_ema_warmup=False) if config.ema_decay else None

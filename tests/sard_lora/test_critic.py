@@ -66,6 +66,18 @@ def test_mask_branch_reads_at_the_masks_own_scale():
     assert not torch.allclose(critic(z, z, t.flip(0), spot(3, 3, 2))[1], mask_logits), "it knows the timestep"
 
 
+def test_without_its_mask_branch_the_global_one_judges_alone(tmp_path):
+    critic = MaskGuidedCritic(CriticConfig(channels=16, mask_branch=False)).eval()
+    z, t, m = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), spot(3, 3, 2)
+    global_logits, mask_logits = critic(z, z, t, m)
+    assert global_logits.std() > 0 and mask_logits.shape == m.shape and not mask_logits.any()
+    assert not [name for name, _ in critic.named_parameters() if name.startswith("mask")]
+    critic.save(tmp_path / "critic.safetensors")
+    loaded = MaskGuidedCritic.load(tmp_path / "critic.safetensors")
+    scores = rank_score(loaded, z, m, ALPHAS, "renoised", 8)
+    assert scores.equal(rank_score(critic, z, m, ALPHAS, "renoised", 8)) and scores[0] != scores[1]
+
+
 def test_logits_far_from_the_mask_do_not_count():
     m = spot(3, 3, 1)
     zero = torch.zeros(1, 1, 2, 2)

@@ -98,7 +98,9 @@ def test_processes_see_different_windows_and_steps_repeat(mvtec, tiny_base, tmp_
     trainer.accelerator.state._shared_state["process_index"] = 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"background": "frozen", "min_snr_gamma": 5.0}, {"critic": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"background": "frozen", "min_snr_gamma": 5.0}, {"critic": False}, {"critic_mask_branch": False}]
+)
 def test_reloaded_adapter_gives_equal_pictures(mvtec, tiny_base, tmp_path, changes):
     settings = config(mvtec, tiny_base, tmp_path / "a", **changes)
     trainer = AdapterTrainer(settings, Accelerator(cpu=True))
