@@ -163,7 +163,8 @@ def _check_same_settings(output: Path, settings: dict[str, Any]) -> float:
     path = output / SETTINGS
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
-        different = [key for key in settings if there["settings"].get(key) != settings[key]]
+        wanted = json.loads(json.dumps(settings))  # as they are read back: lists for tuples
+        different = [key for key in wanted if there["settings"].get(key) != wanted[key]]
         if different:
             raise ValueError(
                 f"{output}: holds a set made with another {', '.join(different)}. Choose another --output, or delete it"

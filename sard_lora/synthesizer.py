@@ -88,6 +88,9 @@ class SynthesizeConfig:
     strength: float | None = None
     """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
+    contrast: tuple[float, float] | None = None
+    """Let a real defect that is moved change its new place as it did its own, so many times as strong (drawn from this
+    range, evenly on a logarithmic scale): the grain of the new place stays. Default: its pixels are moved, relit."""
     in_place: float | None = None
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.75 where good parts look alike place by place,
@@ -114,6 +117,8 @@ class SynthesizeConfig:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
+        if self.contrast is not None and not 0 < self.contrast[0] <= self.contrast[1]:
+            raise ValueError(f"contrast={self.contrast} has to be two factors above 0, the smaller one first")
         if self.in_place is not None and not 0 <= self.in_place <= 1:
             raise ValueError(f"in_place={self.in_place} has to be from 0 to 1")
         for name in ("count", "candidates", "max_attempts", "batch_size"):
@@ -204,8 +209,12 @@ class Synthesizer:
         if moved:
             if self.config.fills:
                 placement = placement._replace(image=normals[rng.integers(len(normals))].image)
-            start = transplant(image, placement)
+            start = transplant(image, placement, self._contrast(rng))
         return self.plan(job, source, image, placement.mask, placement.origin, rng, start)
+
+    def _contrast(self, rng: np.random.Generator) -> float | None:
+        """How strong a moved defect is, or None: as its pixels are."""
+        return None if self.config.contrast is None else float(np.exp(rng.uniform(*np.log(self.config.contrast))))
 
     def _in_place(self, bank: Sequence[BankMask], turn: int) -> BankMask | None:
         """The real defect to draw anew where it is, or None: every one is taken before one is taken again."""

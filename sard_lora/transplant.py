@@ -12,11 +12,16 @@ _EDGE = 1.5
 """Pixels over which a moved defect follows the brightness at its outline."""
 _DARK = 8.0
 """Grey levels added before ratios of brightness are taken, so that noise in the dark does not count."""
+_FADE = 2.0
+"""Pixels over which a change fades in from its outline."""
+_ONE_SIDED = 0.8
+"""Share of a defect's pixels from which on it counts as dark (or bright) all over."""
 
 
-def transplant(image: Image.Image, placement: Placement) -> Image.Image:
-    """`image` with the real defect of a placement in its mask, turned, bent and moved as the mask was, and relit.
+def transplant(image: Image.Image, placement: Placement, contrast: float | None = None) -> Image.Image:
+    """`image` with the real defect of a placement in its mask, turned, bent and moved as the mask was.
 
+    Its pixels, relit (`relit`); or with a `contrast`, the change that it makes, that many times as strong (`changed`).
     Where a placement has no real image, or that ends, the image stays as it is.
     """
     if placement.image is None:
@@ -28,7 +33,8 @@ def transplant(image: Image.Image, placement: Placement) -> Image.Image:
     moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
     known = ((where >= 0) & (where <= np.array(real.shape[1:])[:, None, None] - 1)).all(0)
     mask, patch = placement.mask[*box], pixels[*box]
-    patch[mask & known] = relit(moved, patch, mask, known)[mask & known]
+    written = relit(moved, patch, mask, known) if contrast is None else changed(moved, patch, mask, known, contrast)
+    patch[mask & known] = written[mask & known]
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
@@ -40,16 +46,45 @@ def relit(pixels: np.ndarray, surroundings: np.ndarray, mask: np.ndarray, known:
     close to its outline a defect often is not over, and what it takes there from its surroundings would be taken from
     the whole of it. Only the last pixels inside follow the outline itself, so that nothing has an edge there.
     """
-    distance = ndimage.distance_transform_edt(~mask)
-    ring = (distance > 0) & (distance < RIM) & known
+    ring, beyond = _around(mask, known)
     if not ring.any():
         return pixels
-    beyond = ring & (distance > MOST)
-    ratio = (surroundings + _DARK) / (pixels.clip(0) + _DARK)
-    gain = np.log(ratio).clip(-np.log(2), np.log(2))
-    light = _spread(gain, beyond if beyond.any() else ring)
+    gain = (_log(surroundings) - _log(pixels)).clip(-np.log(2), np.log(2))
+    light = _spread(gain, beyond)
     outline, weight = (_blurred(plane * ring[..., None], _EDGE) for plane in (gain - light, np.ones_like(gain)))
     return (pixels + _DARK) * np.exp(light + outline / weight.clip(0.5)) - _DARK
+
+
+def changed(
+    pixels: np.ndarray, surroundings: np.ndarray, mask: np.ndarray, known: np.ndarray, contrast: float
+) -> np.ndarray:
+    """`surroundings` (h, w, 3), changed in `mask` (h, w) bool as a defect's `pixels` differ from what is around them.
+
+    What the defect changes is the ratio of its pixels to its own product, as that is around it (`known` (h, w) bool),
+    to the power of `contrast`. So its new place keeps its grain, on which a faint scratch lies as it would, and not a
+    patch of another surface. A dark defect darkens only: what is brighter there is an edge of the product beside it.
+    """
+    ring, beyond = _around(mask, known)
+    if not ring.any():
+        return surroundings
+    change = _log(pixels) - _spread(_log(pixels), beyond)
+    darker = (change[mask & known] < 0).mean() if (mask & known).any() else 0.5
+    if max(darker, 1 - darker) > _ONE_SIDED:
+        change = change.clip(max=0) if darker > 0.5 else change.clip(min=0)
+    fade = (ndimage.distance_transform_edt(mask) / _FADE).clip(max=1)[..., None]
+    return (surroundings + _DARK) * np.exp(contrast * fade * change) - _DARK
+
+
+def _around(mask: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is known around a mask, and of that what lies beyond the reach of its defect: all, where that is nothing."""
+    distance = ndimage.distance_transform_edt(~mask)
+    ring = (distance > 0) & (distance < RIM) & known
+    beyond = ring & (distance > MOST)
+    return ring, beyond if beyond.any() else ring
+
+
+def _log(pixels: np.ndarray) -> np.ndarray:
+    return np.log(pixels.clip(0) + _DARK)
 
 
 def _spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -158,6 +158,22 @@ def test_real_defects_are_where_diffusion_starts_from(adapter, mvtec, tmp_path):
     assert np.asarray(draw.start)[draw.mask].min() > 60, "a piece of a normal part"
 
 
+def test_moved_defects_are_as_strong_as_asked_for(adapter, mvtec, tmp_path):
+    normals = normal_images(mvtec, None)
+
+    def depth(contrast):
+        synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", contrast=contrast))
+        draw = synthesizer.draw(synthesis._plan(synthesizer.config, adapter)[0], 0, normals)
+        return (np.asarray(draw.image, float) - np.asarray(draw.start, float))[draw.mask].mean()
+
+    assert 0 < 1.5 * depth((0.3, 0.3)) < depth((1.0, 1.0))
+    assert depth((0.3, 0.3)) < depth((0.3, 1.0)) < depth((1.0, 1.0))
+    assert depth(None) > depth((0.3, 0.3)), "its pixels"
+    for wrong in ((0.0, 1.0), (1.2, 0.4)):
+        with pytest.raises(ValueError, match="contrast="):
+            settings(adapter, mvtec, tmp_path / "set", contrast=wrong)
+
+
 def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter, mvtec, tmp_path, monkeypatch):
     """Their own change is small, for the defect was there: it counts as seen."""
     report = synthesize(settings(adapter, mvtec, tmp_path / "set", in_place=1.0, min_visibility=1e9))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from sard_lora.mask_bank import BankMask
 from sard_lora.masks import Placement, sample_mask
@@ -51,6 +52,36 @@ def test_what_a_defect_darkens_around_it_does_not_brighten_it(tmp_path):
         placement = sample_mask(bank, np.ones((80, 80), bool), np.random.default_rng(seed))
         moved = np.asarray(transplant(normal, placement), float)[..., 0]
         assert abs(np.median(moved[placement.mask]) - 60) < 12
+
+
+def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
+    """A spot that takes half of the light takes half of every pixel's, to the power of its contrast."""
+    rows, columns = np.mgrid[:80, :80]
+    mask = np.hypot(rows - 40, columns - 40) < 10
+    Image.fromarray(np.where(mask, 76, 160).astype(np.uint8)).save(tmp_path / "spot.png")
+    bank = [BankMask(mask, "spot", "spot/0", tmp_path / "spot.png")]
+    grain = np.random.default_rng(0).integers(80, 200, (80, 80), dtype=np.uint8)
+    normal = Image.fromarray(grain).convert("RGB")
+    placement = sample_mask(bank, np.ones((80, 80), bool), np.random.default_rng(1))
+    for contrast in (0.5, 1.0):
+        moved = np.asarray(transplant(normal, placement, contrast), float)[..., 0]
+        assert (moved[~placement.mask] == grain[~placement.mask]).all()
+        core = ndimage.binary_erosion(placement.mask, iterations=3)
+        assert abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8)).max() < 3
+
+
+def test_a_dark_defect_darkens_only(tmp_path):
+    """Where a dark scratch crosses a dark bar, the bright product beside the bar is not written over the new place."""
+    rows, columns = np.mgrid[:80, :80]
+    mask = abs(rows - columns) <= 2
+    pixels = np.where((rows >= 36) & (rows < 46), 30, np.where(mask, 100, 150)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "scratch.png")
+    bank = [BankMask(mask, "scratch", "scratch/0", tmp_path / "scratch.png")]
+    normal = Image.new("RGB", (100, 100), (150, 150, 150))
+    for seed in range(4):
+        placement = sample_mask(bank, np.ones((100, 100), bool), np.random.default_rng(seed), rotate=False)
+        moved = np.asarray(transplant(normal, placement, 1.0))[..., 0]
+        assert moved.max() <= 150 and moved[placement.mask].min() < 110
 
 
 def test_bands_across_the_image_are_moved_too(tmp_path):
