@@ -149,7 +149,7 @@ def has_direction(paths: Sequence[Path]) -> bool:
     At most 32 of them are looked at. Raises `DataError` as `load_image`.
     """
     ratios = []
-    for path in paths[:: max(1, -(-len(paths) // 32))]:
+    for path in _spread_out(paths, 32):
         pixels = np.asarray(load_image(path), np.float32)
         down, across = (np.abs(np.diff(pixels, axis=axis)).mean() + 1e-3 for axis in (0, 1))
         ratios.append(down / across)
@@ -163,7 +163,7 @@ def are_aligned(paths: Sequence[Path]) -> bool:
     0.7 to 0.8 for solar cells, drawn washers and printed tiles, 0.4 for magnetic tiles (their shading), 0.2 for leather
     and brushed steel. At most 64 are looked at, and a single one is not aligned. Raises `DataError` as `load_image`.
     """
-    chosen = paths[:: max(1, -(-len(paths) // 64))]
+    chosen = _spread_out(paths, 64)
     if len(chosen) < 2:
         return False
     pictures = []
@@ -174,3 +174,8 @@ def are_aligned(paths: Sequence[Path]) -> bool:
     explained = float((np.mean(pictures, axis=0) ** 2).mean())
     count = len(pictures)
     return (count * explained - 1) / (count - 1) > _ALIGNED  # pictures of noise alone explain 1 / count
+
+
+def _spread_out(paths: Sequence[Path], most: int) -> Sequence[Path]:
+    """At most so many of them, evenly spaced."""
+    return paths[:: max(1, -(-len(paths) // most))]

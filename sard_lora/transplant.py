@@ -65,10 +65,12 @@ def changed(
     patch of another surface. A dark defect darkens only: what is brighter there is an edge of the product beside it.
     """
     ring, beyond = _around(mask, known)
-    if not ring.any():
+    written = mask & known
+    if not ring.any() or not written.any():
         return surroundings
-    change = _log(pixels) - _spread(_log(pixels), beyond)
-    darker = (change[mask & known] < 0).mean() if (mask & known).any() else 0.5
+    light = _log(pixels)
+    change = light - _spread(light, beyond)
+    darker = (change[written] < 0).mean()
     if max(darker, 1 - darker) > _ONE_SIDED:
         change = change.clip(max=0) if darker > 0.5 else change.clip(min=0)
     fade = (ndimage.distance_transform_edt(mask) / _FADE).clip(max=1)[..., None]

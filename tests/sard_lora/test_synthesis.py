@@ -172,6 +172,9 @@ def test_moved_defects_are_as_strong_as_asked_for(adapter, mvtec, tmp_path):
     for wrong in ((0.0, 1.0), (1.2, 0.4)):
         with pytest.raises(ValueError, match="contrast="):
             settings(adapter, mvtec, tmp_path / "set", contrast=wrong)
+    for count in (1, 2):  # the settings that were kept are read as the same ones
+        report = synthesize(settings(adapter, mvtec, tmp_path / "resumed", contrast=(0.5, 1.0), count=count))
+    assert (report["synthesized"], report["rejected"]) == (2, 0)
 
 
 def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter, mvtec, tmp_path, monkeypatch):
