@@ -1,7 +1,6 @@
 """`sard_config.json`: all that sampling with an adapter needs to know, and how the adapter was trained."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,8 @@ CARD_FILE = "README.md"
 MASKS_FOLDER = "masks"
 PIPELINE_FILE = "pipeline.py"
 FORMAT_VERSION = 1
+FEATHER_WIDTH = 2
+"""Pixels over which a defect fades in, inside a mask that was not widened."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "sard-lora")
 
 
@@ -32,11 +33,6 @@ def prompts_for(category: str, defects: list[str] | tuple[str, ...]) -> dict[str
     product = product_name(category)
     prompts = {GOOD: f"a photo of a {product} without a defect"}
     return prompts | {d: f"a photo of a {product} with a {d.replace('_', ' ')} defect" for d in defects}
-
-
-def feather_width(margin: int) -> int:
-    """Pixels over which what is written fades in, inside a mask that was widened by `margin`: all of these, and one."""
-    return max(2, margin + 1)
 
 
 @dataclass
@@ -64,8 +60,6 @@ class SamplingSettings:
     """Smallest window, in image pixels."""
     margins: dict[str, int] = field(default_factory=dict)
     """Pixels by which new masks of a defect are widened, as those of training were: there it fades out."""
-    moved_margins: dict[str, int] = field(default_factory=dict)
-    """The same for masks that real defects are moved with: as far as half of their contrast reaches."""
     rotate: bool = True
     """Whether new masks may be turned by any angle: not those of products with a direction."""
     guidance_scale: float = 3.0
@@ -73,21 +67,19 @@ class SamplingSettings:
     num_inference_steps: int = 20
     """Steps of the reverse diffusion."""
 
-    def margin(self, defect: str, moved: bool = False) -> int:
-        """Pixels by which a mask of a defect is widened, one that a real defect is `moved` with or any other."""
-        return (self.moved_margins if moved else self.margins).get(defect, 0)
-
-    def mask_options(self, defect: str, moved: bool = False) -> dict[str, Any]:
+    def mask_options(self, defect: str) -> dict[str, Any]:
         """Keyword arguments of `sample_mask` for masks of a defect."""
-        return {"margin": self.margin(defect, moved), "rotate": self.rotate}
+        return {"margin": self.margins.get(defect, 0), "rotate": self.rotate}
 
-    def arguments(self, resolution: int, defects: Sequence[str], moved: bool = False) -> dict[str, Any]:
-        """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels, for images to get these
-        defects."""
-        of_masks = ("margins", "moved_margins", "rotate")
+    def feather_width(self, defect: str) -> int:
+        """Pixels over which a defect fades in, inside a mask that was widened by its margin: all of these, and one."""
+        return max(FEATHER_WIDTH, self.margins.get(defect, 0) + 1)
+
+    def arguments(self, resolution: int) -> dict[str, Any]:
+        """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels."""
+        of_masks = ("margins", "rotate")
         own = {name: value for name, value in asdict(self).items() if name not in of_masks}
-        widths = [feather_width(self.margin(defect, moved)) for defect in defects]
-        return own | {"height": resolution, "width": resolution, "feather_width": widths}
+        return own | {"height": resolution, "width": resolution}
 
 
 @dataclass

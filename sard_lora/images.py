@@ -13,6 +13,9 @@ _ALIGNED = 0.55
 _DIRECTED = 1.25
 """Ratio of the grey steps along one axis to those along the other from which images have a direction."""
 
+DEFECT, FRINGE = 255, 127
+"""Values of a mask: what is a defect, and what a synthetic defect fades out in beyond its outline."""
+
 MASK_FIX = "Save the mask as an 8-bit PNG with 0 for normal and 255 for defect pixels"
 
 # What Pillow's decoders raise on damaged files, depending on the format.
@@ -82,7 +85,8 @@ def load_mask(path: Path | str, size: tuple[int, int] | None) -> Image.Image:
 
     `size` is the image's (width, height) after its EXIF rotation, or None where it is not known. Accepted are
     masks with two values, 0 and any other: 0/255, 0/1 (which viewers show as black), bilevel, 16-bit, palette,
-    RGB with equal channels.
+    RGB with equal channels. Those of synthetic images may hold 127 as well, around the 255, and keep it: there the
+    defect fades out (`FRINGE`), and nobody could say whether an annotator's outline would go around it.
 
     Raises `FileNotFoundError`, and `DataError` for a mask that is damaged, empty, of another size, or has
     more than two values (anti-aliased or JPEG-compressed edges, several classes).
@@ -99,6 +103,8 @@ def load_mask(path: Path | str, size: tuple[int, int] | None) -> Image.Image:
     if not marked.any():
         fix = "Mark the defect's pixels with 255, or move the image to the normal images and delete this mask"
         raise DataError([Problem(path, "the mask is empty: no pixel marks a defect", fix)])
+    if set(np.unique(values)) == {0, FRINGE, DEFECT}:
+        return Image.fromarray(values.astype(np.uint8))
     if (values[marked] != values[marked][0]).any():
         count = len(np.unique(values))
         fix = "Threshold it (for instance 255 where the value is above half of its maximum, 0 elsewhere)"

@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from sard_lora.atomic import atomic_file, write_text
 from sard_lora.data import open_category
 from sard_lora.display import samples_html
+from sard_lora.images import DEFECT, FRINGE
 from sard_lora.layouts import GOOD, Sample, is_plain_name
 
 RECORD_KEY = "sard"
@@ -52,9 +53,18 @@ class LabelledSet:
         """Number of defect images, of all defects together."""
         return sum(1 for _ in self._images())
 
-    def add(self, defect: str, name: str, image: Image.Image, mask: np.ndarray, record: Mapping[str, Any]) -> None:
+    def add(
+        self,
+        defect: str,
+        name: str,
+        image: Image.Image,
+        mask: np.ndarray,
+        record: Mapping[str, Any],
+        core: np.ndarray | None = None,
+    ) -> None:
         """Write an image, its mask ((H, W) bool, True = anomaly) and its record (JSON values by name).
 
+        Where only the `core` of a mask, (H, W) bool, is to count as a defect, the rest is written as its fringe.
         Raises `ValueError` for an empty mask, one of another size, or a record that JSON or `datasets` cannot hold.
         """
         path = self._image(defect, name)
@@ -62,7 +72,10 @@ class LabelledSet:
         if mask.dtype != bool or mask.shape != (image.height, image.width):
             wanted = f"bool of shape {(image.height, image.width)}"
             raise ValueError(f"{path}: the mask is {mask.dtype} of shape {mask.shape}, not {wanted} as the image.")
-        if not mask.any():
+        label = mask * np.uint8(DEFECT)
+        if core is not None:
+            label[mask & ~core] = FRINGE
+        if not (label == DEFECT).any():
             raise ValueError(f"{path}: the mask is empty. An image without a defect belongs to the normal images.")
         if taken := [key for key in record if key.endswith("file_name")]:
             raise ValueError(f"{path}: record key {taken[0]!r} would be read as an image. Give it another name.")
@@ -73,7 +86,7 @@ class LabelledSet:
         info = PngInfo()
         info.add_text(RECORD_KEY, text)
         with atomic_file(self._mask(defect, name)) as temporary:
-            Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
+            Image.fromarray(label).save(temporary)
         with atomic_file(path) as temporary:
             image.save(temporary, pnginfo=info)
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from sard_lora.atomic import atomic_file
-from sard_lora.images import load_mask
+from sard_lora.images import DEFECT, load_mask
 from sard_lora.layouts import Sample
 
 
@@ -89,4 +89,4 @@ class MaskBank:
 
 
 def _as_bool(mask: Image.Image) -> np.ndarray:
-    return np.asarray(mask) > 0
+    return np.asarray(mask) == DEFECT

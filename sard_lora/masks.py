@@ -26,11 +26,13 @@ SOURCES = ("real", "perlin", "stroke", "mixed")
 class Placement(NamedTuple):
     """A new mask ((H, W) bool), its origin and, where that is a real mask of a known image, how that was moved.
 
-    `source` float (2, h, w): the (row, column) of that image which lies at each pixel of a box in the new one, whose
-    upper left corner, maybe outside, is `corner`. The box holds the mask and `RIM` pixels around it.
+    `core` (H, W) bool is the mask before it was widened, as an annotator would draw it; never empty. `source` float
+    (2, h, w): the (row, column) of that image which lies at each pixel of a box in the new one, whose upper left
+    corner, maybe outside, is `corner`. The box holds the core and `RIM` pixels around it.
     """
 
     mask: np.ndarray
+    core: np.ndarray
     origin: str
     image: Path | None = None
     source: np.ndarray | None = None
@@ -79,7 +81,7 @@ def sample_mask(
     margin: int = 0,
     rotate: bool = True,
 ) -> Placement:
-    """A new mask ((H, W) bool, as `foreground`) and its origin: the real mask's, or the name of the source.
+    """A new mask (as `foreground`, (H, W) bool) and its origin: the real mask's, or the name of the source.
 
     - `real`: a bank mask rotated, scaled, mirrored and bent.
     - `perlin`: a patch of thresholded Perlin noise; `stroke`: a winding line. Both as large as a bank mask.
@@ -88,7 +90,7 @@ def sample_mask(
     With probability `keep_location`, and always where the real one touches the image's border (edges chip at edges), it
     lies near where that was, is turned by little and keeps touching that border; else anywhere on the foreground.
     Without `rotate`, for products with a direction, it is never turned by more than a little. It is widened by `margin`
-    in the end.
+    in the end; its `core` is not.
     Raises `ValueError` for an empty foreground, an empty bank, or an unknown source.
     """
     if source not in SOURCES:
@@ -103,7 +105,7 @@ def sample_mask(
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
         mask, source, corner = _place_real(entry.mask, foreground, keep, rotate, rng)
-        return Placement(widen(mask, margin) & foreground, entry.origin, entry.image, source, corner)
+        return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, source, corner)
     else:
         centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
         scale = np.exp(rng.uniform(*np.log(SCALES)))
@@ -111,7 +113,7 @@ def sample_mask(
         area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
         grow = _perlin_patch if source == "perlin" else _stroke
         mask, origin = grow(foreground, centre, area, rng), source
-    return Placement(widen(mask, margin) & foreground, origin)
+    return Placement(widen(mask, margin) & foreground, mask, origin)
 
 
 def widen(mask: np.ndarray, margin: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from sard_lora.atomic import make_folder
 from sard_lora.images import DataError, Problem, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, SUFFIXES
-from sard_lora.masks import foreground, sample_mask
+from sard_lora.masks import Placement, foreground, sample_mask
 from sard_lora.synthesizer import Job, SynthesizeConfig, Synthesizer, compose
 
 MAX_PIXELS = 64_000_000
@@ -142,7 +142,8 @@ class Studio:
         with self._busy:
             synthesizer = self._synthesizer(adapter, candidates=count, guidance_scale=guidance)
             rng = np.random.default_rng(seed)
-            draw = synthesizer.plan(Job(0, defect, ""), picture.path, picture.image, mask.pixels, mask.origin, rng)
+            placement = Placement(mask.pixels, mask.pixels, mask.origin)
+            draw = synthesizer.plan(Job(0, defect, ""), picture.path, picture.image, placement, rng)
             parts = synthesizer.generate([draw])[0]
         results = []
         for candidates in zip(*parts, strict=True):

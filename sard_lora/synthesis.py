@@ -103,7 +103,7 @@ def _make_batch(
     """Make all jobs of a batch; write the missing ones.
 
     A part of a mask none of whose candidates can be seen is left out of image and label; where that is more than half
-    of the mask, another one is drawn.
+    of the defect, another mask is drawn.
     """
     config, waiting = synthesizer.config, list(batch)
     for attempt in range(config.max_attempts):
@@ -116,7 +116,7 @@ def _make_batch(
                 job.rejected += len(candidates) - len(visible)
                 if visible:
                     best.append((part, max(visible, key=lambda candidate: candidate.score)))
-            if 2 * sum(np.count_nonzero(part) for part, _ in best) < np.count_nonzero(draw.mask):
+            if 2 * sum(np.count_nonzero(part & draw.core) for part, _ in best) < np.count_nonzero(draw.core):
                 continue
             waiting.remove(job)
             if not labelled.has(job.defect, job.name):
@@ -132,7 +132,7 @@ def _write(
     config, job = synthesizer.config, draw.job
     image, mask, record = compose(synthesizer, draw, best)
     record |= {"normal": _relative(draw.source, config.data, config.category)}
-    labelled.add(job.defect, job.name, image, mask, record)
+    labelled.add(job.defect, job.name, image, mask, record, core=mask & draw.core)
 
 
 def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[Job]:

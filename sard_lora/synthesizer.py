@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 from sard_lora.adapter import Adapter
+from sard_lora.adapter_config import FEATHER_WIDTH
 from sard_lora.critic import rank_score
 from sard_lora.data import named_anomalies
 from sard_lora.images import are_aligned, load_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import BankMask, MaskBank
-from sard_lora.masks import foreground, sample_mask, split_mask
+from sard_lora.masks import Placement, foreground, sample_mask, split_mask
 from sard_lora.pipelines.sard_inpaint import (
     BACKGROUNDS,
     COMPOSITES,
@@ -141,14 +142,16 @@ class Job:
 class Draw:
     """An image and a mask for one attempt at a job; every part of the mask has seeds of its own.
 
-    `source` is the image's file. `start` is the image with a real defect in the mask, or None; where a defect is drawn
-    anew `in_place`, it is the image itself.
+    `core` is the part of the mask that is labelled a defect; around it, the defect fades out. `source` is the image's
+    file. `start` is the image with a real defect in the mask, or None; where a defect is drawn anew `in_place`, it is
+    the image itself.
     """
 
     job: Job
     source: Path
     image: Image.Image
     mask: np.ndarray
+    core: np.ndarray
     mask_origin: str
     start: Image.Image | None
     parts: list[np.ndarray]
@@ -199,18 +202,18 @@ class Synthesizer:
         moved = self.strength < 1
         if moved and not self.config.fills and (entry := self._in_place(bank, job.turn)):
             image = load_image(entry.image)
-            draw = self.plan(job, entry.image, image, entry.mask, entry.origin, rng, image)
-            return replace(draw, in_place=True)
+            placement = Placement(entry.mask, entry.mask, entry.origin)
+            return replace(self.plan(job, entry.image, image, placement, rng, image), in_place=True)
         source = normals[rng.integers(len(normals))].image
         image = load_image(source)
-        options = self.adapter.config.sampling.mask_options(job.defect, moved)
+        options = self.adapter.config.sampling.mask_options(job.defect)
         placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
         start = None
         if moved:
             if self.config.fills:
                 placement = placement._replace(image=normals[rng.integers(len(normals))].image)
             start = transplant(image, placement, self._contrast(rng))
-        return self.plan(job, source, image, placement.mask, placement.origin, rng, start)
+        return self.plan(job, source, image, placement, rng, start)
 
     def _contrast(self, rng: np.random.Generator) -> float | None:
         """How strong a moved defect is, or None: as its pixels are."""
@@ -230,20 +233,19 @@ class Synthesizer:
         job: Job,
         source: Path,
         image: Image.Image,
-        mask: np.ndarray,
-        origin: str,
+        placement: Placement,
         rng: np.random.Generator,
         start: Image.Image | None = None,
     ) -> Draw:
-        """What to generate for a mask ((H, W) bool) of an image: its parts, and seeds for their candidates.
+        """What to generate for a mask of an image: its parts, and seeds for their candidates.
 
         From noise, unless there is an image to `start` from.
         """
-        sampling = self.adapter.config.sampling
+        sampling, mask = self.adapter.config.sampling, placement.mask
         whole = self.config.region == "full"
         parts = [mask] if whole else split_mask(mask, sampling.context, sampling.min_side)
         seeds = rng.integers(2**31, size=(len(parts), self.candidates)).tolist()
-        return Draw(job, source, image, mask, origin, start, parts, seeds)
+        return Draw(job, source, image, mask, placement.core, placement.origin, start, parts, seeds)
 
     def generate(self, draws: Sequence[Draw]) -> list[list[list[Candidate]]]:
         """For every draw and every part of its mask the candidates; without a critic every score is 0."""
@@ -273,7 +275,7 @@ class Synthesizer:
         config, own = self.config, self.adapter.config
         chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
         moved = all(draw.start is not None for draw, _, _ in wanted)
-        settings = own.sampling.arguments(own.base.resolution, [draw.job.defect for draw, _, _ in wanted], moved)
+        settings = own.sampling.arguments(own.base.resolution)
         if moved:
             settings["guidance_scale"] = 1.0  # what it starts from is a defect already
         settings |= {name: value for name, value in chosen.items() if value}
@@ -285,6 +287,9 @@ class Synthesizer:
             mask_image=[Image.fromarray(part) for _, part, _ in wanted],
             negative_prompt=self.adapter.prompt(GOOD),
             strength=max(self.strength, 1.001 / settings["num_inference_steps"]) if moved else 1.0,  # one step at least
+            feather_width=[
+                FEATHER_WIDTH if draw.in_place else own.sampling.feather_width(draw.job.defect) for draw, _, _ in wanted
+            ],
             init_image=[draw.start for draw, _, _ in wanted] if moved else None,
             composite=config.composite,
             region=config.region,

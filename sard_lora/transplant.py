@@ -32,21 +32,27 @@ def transplant(image: Image.Image, placement: Placement, contrast: float | None 
     where = placement.source[:, *inner]
     moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
     known = ((where >= 0) & (where <= np.array(real.shape[1:])[:, None, None] - 1)).all(0)
-    mask, patch = placement.mask[*box], pixels[*box]
-    written = relit(moved, patch, mask, known) if contrast is None else changed(moved, patch, mask, known, contrast)
+    mask, core, patch = placement.mask[*box], placement.core[*box], pixels[*box]
+    if contrast is None:
+        written = relit(moved, patch, mask, core, known)
+    else:
+        written = changed(moved, patch, mask, core, known, contrast)
     patch[mask & known] = written[mask & known]
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def relit(pixels: np.ndarray, surroundings: np.ndarray, mask: np.ndarray, known: np.ndarray) -> np.ndarray:
+def relit(
+    pixels: np.ndarray, surroundings: np.ndarray, mask: np.ndarray, core: np.ndarray, known: np.ndarray
+) -> np.ndarray:
     """`pixels` (h, w, 3) of a defect in `mask` (h, w) bool as bright as if lit like `surroundings`.
 
-    Light multiplies: what is black stays black in a brighter place. Nowhere is it more than doubled or halved. The
-    light is that of the surroundings which are `known` (h, w) bool of both, beyond what defects darken around them:
-    close to its outline a defect often is not over, and what it takes there from its surroundings would be taken from
-    the whole of it. Only the last pixels inside follow the outline itself, so that nothing has an edge there.
+    `core` is the part of it that was annotated. Light multiplies: what is black stays black in a brighter place.
+    Nowhere is it more than doubled or halved. The light is that of the surroundings which are `known` (h, w) bool of
+    both, beyond what defects darken around them: close to its outline a defect often is not over, and what it takes
+    there from its surroundings would be taken from the whole of it. Only the last pixels inside follow the outline
+    itself, so that nothing has an edge there.
     """
-    ring, beyond = _around(mask, known)
+    ring, beyond = _around(mask, core, known)
     if not ring.any():
         return pixels
     gain = (_log(surroundings) - _log(pixels)).clip(-np.log(2), np.log(2))
@@ -56,7 +62,12 @@ def relit(pixels: np.ndarray, surroundings: np.ndarray, mask: np.ndarray, known:
 
 
 def changed(
-    pixels: np.ndarray, surroundings: np.ndarray, mask: np.ndarray, known: np.ndarray, contrast: float
+    pixels: np.ndarray,
+    surroundings: np.ndarray,
+    mask: np.ndarray,
+    core: np.ndarray,
+    known: np.ndarray,
+    contrast: float,
 ) -> np.ndarray:
     """`surroundings` (h, w, 3), changed in `mask` (h, w) bool as a defect's `pixels` differ from what is around them.
 
@@ -64,23 +75,22 @@ def changed(
     to the power of `contrast`. So its new place keeps its grain, on which a faint scratch lies as it would, and not a
     patch of another surface. A dark defect darkens only: what is brighter there is an edge of the product beside it.
     """
-    ring, beyond = _around(mask, known)
-    written = mask & known
-    if not ring.any() or not written.any():
+    ring, beyond = _around(mask, core, known)
+    if not ring.any() or not (core & known).any():
         return surroundings
     light = _log(pixels)
     change = light - _spread(light, beyond)
-    darker = (change[written] < 0).mean()
+    darker = (change[core & known] < 0).mean()
     if max(darker, 1 - darker) > _ONE_SIDED:
         change = change.clip(max=0) if darker > 0.5 else change.clip(min=0)
     fade = (ndimage.distance_transform_edt(mask) / _FADE).clip(max=1)[..., None]
     return (surroundings + _DARK) * np.exp(contrast * fade * change) - _DARK
 
 
-def _around(mask: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _around(mask: np.ndarray, core: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What is known around a mask, and of that what lies beyond the reach of its defect: all, where that is nothing."""
-    distance = ndimage.distance_transform_edt(~mask)
-    ring = (distance > 0) & (distance < RIM) & known
+    distance = ndimage.distance_transform_edt(~core)
+    ring = ~mask & (distance < RIM) & known
     beyond = ring & (distance > MOST)
     return ring, beyond if beyond.any() else ring
 

@@ -21,7 +21,7 @@ from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.images import has_direction
 from sard_lora.layouts import GOOD
-from sard_lora.margins import fade_margins, moved_margins
+from sard_lora.margins import fade_margins
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
@@ -185,9 +185,9 @@ class AdapterTrainer:
         self.defects = sorted({sample.defect for sample in self.split.train})
         self.prompts = prompts_for(category.name, self.defects)
         if config.margin is None:
-            self.margins, self.moved_margins = fade_margins(self.split.train), moved_margins(self.split.train)
+            self.margins = fade_margins(self.split.train)
         else:
-            self.margins = self.moved_margins = dict.fromkeys(self.defects, config.margin)
+            self.margins = dict.fromkeys(self.defects, config.margin)
         self.rotate = config.rotate
         if config.rotate is None:
             self.rotate = not has_direction([sample.image for sample in self.split.normals])
@@ -220,7 +220,7 @@ class AdapterTrainer:
                 self.resolution,
                 config.context_range,
                 config.min_side,
-                {defect: (self.moved_margins[defect], self.margins[defect]) for defect in self.defects},
+                self.margins,
                 config.flip_horizontal,
                 config.flip_vertical,
                 self.rotate,
@@ -399,7 +399,6 @@ class AdapterTrainer:
                 background=config.background,
                 min_side=config.min_side,
                 margins=self.margins,
-                moved_margins=self.moved_margins,
                 rotate=self.rotate,
                 guidance_scale=config.guidance_scale,
             ),

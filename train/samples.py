@@ -40,7 +40,8 @@ def sample_grid(
                 mask_image=Image.fromarray(mask),
                 negative_prompt=prompts[GOOD],
                 generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
-                **sampling.arguments(resolution, [defect]),
+                feather_width=sampling.feather_width(defect),
+                **sampling.arguments(resolution),
             ).images[0]
             rows.append([image, Image.fromarray(mask), result])
     grid(rows, ["normal", "mask", "result"], path)

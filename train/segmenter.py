@@ -27,7 +27,7 @@ from sard_lora.evaluation.segmenters import (
     predict,
     to_tensor,
 )
-from sard_lora.images import load_image, load_mask
+from sard_lora.images import DEFECT, FRINGE, load_image, load_mask
 from sard_lora.layouts import Sample
 from sard_lora.precision import mixed_precision
 from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
@@ -40,6 +40,9 @@ _THRESHOLD_IMAGES = 60
 
 _CHECKPOINT_EVERY = 500
 """Steps."""
+
+UNTAUGHT = -1.0
+"""In a mask that the loss is given: the fringe of a synthetic defect, of which nobody knows how much is labelled."""
 
 
 @dataclass
@@ -190,10 +193,12 @@ def _set_threshold(segmenter: Segmenter, normals: Sequence[Sample], config: Segm
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Binary cross-entropy over all pixels plus Dice over the crops that hold a defect; both (B, 1, H, W).
 
-    Dice is taken per crop, so that a pinhole weighs as much as a stain; a crop without a defect has no Dice.
+    Masks are 1 on a defect, 0 on normal pixels, and `UNTAUGHT` where neither is right or wrong. Dice is taken per crop,
+    so that a pinhole weighs as much as a stain; a crop without a defect has no Dice.
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, masks)
-    probability = logits.sigmoid()
+    taught, masks = (masks != UNTAUGHT).float(), masks.clamp(min=0)
+    cross_entropy = (F.binary_cross_entropy_with_logits(logits, masks, reduction="none") * taught).mean()
+    probability = logits.sigmoid() * taught
     overlap = (probability * masks).sum((1, 2, 3))
     total = probability.sum((1, 2, 3)) + masks.sum((1, 2, 3))
     holds_defect = masks.amax((1, 2, 3))
@@ -224,7 +229,7 @@ class CropSource:
         self._bytes = 0
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, crop, crop) in [0, 1] and masks (B, 1, crop, crop) in {0, 1} of step `step`.
+        """Images (B, 3, crop, crop) in [0, 1] and masks (B, 1, crop, crop) of step `step`, for `segmentation_loss`.
 
         A pure function of samples, seed and step.
         """
@@ -238,19 +243,20 @@ class CropSource:
                 pool = self.decoys if self.decoys and rng.random() < 0.5 else self.normals
             image, mask = self._load(pool[rng.integers(len(pool))])
             image, mask = _random_crop(image, mask, self.crop, rng)
-            image, mask = _random_flip(image, mask & is_anomaly, rng)
+            image, mask = _random_flip(image, mask * is_anomaly, rng)
             images.append(torch.from_numpy(_camera(_jitter(image, rng), rng)).permute(2, 0, 1).expand(3, -1, -1))
-            masks.append(torch.from_numpy(mask.astype(np.float32)).unsqueeze(0))
+            target = np.where(mask == FRINGE, np.float32(UNTAUGHT), np.float32(mask == DEFECT))
+            masks.append(torch.from_numpy(target).unsqueeze(0))
         return torch.stack(images), torch.stack(masks)
 
     def _load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 image (H, W, 3), or (H, W, 1) if grey, and bool mask (H, W); both sides are at least `crop`."""
+        """uint8 image (H, W, 3), (H, W, 1) if grey, and `load_mask`'s mask (H, W); both sides are at least `crop`."""
         if sample in self._decoded:
             return self._decoded[sample]
         image = load_image(sample.image)
-        mask = np.zeros((image.height, image.width), dtype=bool)
+        mask = np.zeros((image.height, image.width), np.uint8)
         if sample.mask is not None:
-            mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+            mask = np.asarray(load_mask(sample.mask, image.size))
         pixels = np.asarray(image)
         if (pixels == pixels[..., :1]).all():
             pixels = pixels[..., :1]  # a third of the work for every crop of it
@@ -273,12 +279,12 @@ def _reflect_to(image: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndar
 def _random_crop(
     image: np.ndarray, mask: np.ndarray, side: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A crop that holds a random pixel of the mask, anywhere in it; without a mask, a crop about any pixel at all.
+    """A crop that holds a random pixel of the defect, anywhere in it; without a mask, a crop about any pixel at all.
 
     That is moved into the image, so that it often ends at its border. Defects that touch the border are always seen
     there, and where normal crops hardly ever are, the border itself becomes the sign of a defect.
     """
-    pixels = np.flatnonzero(mask)
+    pixels = np.flatnonzero(mask == DEFECT)
     origin = []
     if pixels.size:
         centre = np.unravel_index(pixels[rng.integers(pixels.size)], mask.shape)

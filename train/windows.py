@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sard_lora.data import GOOD, Sample
-from sard_lora.images import load_image, load_mask
+from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.mask_bank import MaskBank
 from sard_lora.masks import foreground, sample_mask, split_mask, widen
 from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
@@ -19,14 +19,14 @@ from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 class WindowSettings:
     """Scales and symmetries of the training windows.
 
-    `margins`: the least and the most pixels by which the masks of each defect are widened, as synthesis will do with
-    masks that a real defect is moved with and with any others.
+    `margins`: the most pixels by which the masks of each defect are widened, as synthesis does; where it draws a defect
+    anew in its place, it does not widen them at all.
     """
 
     resolution: int
     context_range: tuple[float, float]
     min_side: int
-    margins: Mapping[str, tuple[int, int]]
+    margins: Mapping[str, int]
     flip_horizontal: bool
     flip_vertical: bool
     rotate: bool
@@ -71,7 +71,7 @@ class WindowSource:
         self.by_defect = {defect: [] for defect in self.defects}
         for sample in anomalies:
             image = load_image(sample.image)
-            mask = np.asarray(load_mask(sample.mask, image.size)) > 127
+            mask = np.asarray(load_mask(sample.mask, image.size)) == DEFECT
             self.by_defect[sample.defect].append((image, mask))
         self.normals = list(normals)
         self.bank = MaskBank.from_samples(anomalies)
@@ -95,8 +95,7 @@ class WindowSource:
         return *self._window(image, sample_mask(bank, product, rng, source="mixed", **options).mask, rng), GOOD
 
     def _margin(self, defect: str, rng: np.random.Generator) -> int:
-        least, most = self.settings.margins[defect]
-        return int(rng.integers(least, most + 1))
+        return int(rng.integers(self.settings.margins[defect] + 1))
 
     def _window(
         self, image: Image.Image, mask: np.ndarray, rng: np.random.Generator

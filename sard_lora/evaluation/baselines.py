@@ -106,7 +106,8 @@ def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
 
     As a fill, another normal image in place of the texture.
     """
-    mask, origin, *_ = sample_mask(sources.bank, part, rng, source="perlin", margin=sources.margin)
+    placement = sample_mask(sources.bank, part, rng, source="perlin", margin=sources.margin)
+    mask = placement.mask
     if sources.fills:
         other = load_image(sources.normals[rng.integers(len(sources.normals))].image)
         texture = np.asarray(other.resize(part.shape[::-1]), np.float32)
@@ -117,7 +118,7 @@ def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
         texture = np.repeat(texture.mean(2, keepdims=True), 3, axis=2)
     beta = rng.uniform(0.1, 0.8)
     blended = np.rint(np.clip(beta * image + (1 - beta) * texture, 0, 255)).astype(np.uint8)
-    return Drawing(np.where(mask[..., None], blended, image), mask, origin)
+    return Drawing(np.where(mask[..., None], blended, image), mask, placement.origin)
 
 
 BASELINES: dict[str, Draw] = {"paste": draw_paste, "cutpaste": draw_cutpaste, "draem": draw_draem}

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import UNet
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
 
 from sard_lora.evaluation.segmenters import Segmenter, to_tensor
-from sard_lora.images import load_image, load_mask
+from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.labelled import records_by_image
 from sard_lora.layouts import Sample
 from sard_lora.synthesizer import IN_PLACE
@@ -29,20 +28,21 @@ def exactness(samples: Sequence[Sample], root: Path) -> dict[str, float]:
     """How synthetic images differ from the pictures below `root` that they were written into; means over the images.
 
     - `background_error`: mean difference outside the label, in grey levels; 0 where nothing else was touched;
-    - `mask_agreement`: IoU, as a fraction, of the label with the region that can be seen to have changed. Defects that
-      were drawn anew in their place were there before and do not count.
+    - `mask_agreement`: IoU, as a fraction, of the label with the region that can be seen to have changed; of a defect's
+      fringe only what is seen. Defects that were drawn anew in their place were there before and do not count.
     """
     records = records_by_image(sample.image for sample in samples)
     errors, agreements = [], []
     for sample in samples:
         record, image = records[sample.image], np.asarray(load_image(sample.image), np.float32)
         normal = np.asarray(load_image(root / record["normal"]), np.float32)
-        label = np.asarray(Image.open(sample.mask)) > 0
+        values = np.asarray(load_mask(sample.mask, None))
+        label, core = values > 0, values == DEFECT
         difference = np.abs(image - normal).mean(2)
         errors.append(float(difference[~label].mean()) if not label.all() else 0.0)
         if record.get("method") != IN_PLACE:
             seen = ndimage.uniform_filter(difference, 3) > CHANGED
-            agreements.append(np.count_nonzero(seen & label) / np.count_nonzero(seen | label))
+            agreements.append(np.count_nonzero(seen & label) / np.count_nonzero(seen | core))
     figures = {"background_error": float(np.mean(errors))}
     return figures | {"mask_agreement": float(np.mean(agreements))} if agreements else figures
 

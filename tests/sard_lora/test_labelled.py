@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from sard_lora.data import find_problems, open_category
+from sard_lora.images import DEFECT, load_mask
 from sard_lora.labelled import LabelledSet
 
 
@@ -34,6 +35,20 @@ def test_images_and_masks_come_back_to_the_bit_from_the_mvtec_layout(tmp_path: P
         image, mask = sample(number)
         assert np.array_equal(np.asarray(Image.open(found.image)), np.asarray(image))
         assert np.array_equal(np.asarray(Image.open(found.mask)), mask * np.uint8(255))
+
+
+def test_a_fringe_is_told_from_its_defect(tmp_path: Path):
+    image, _ = sample(0)
+    mask, core = np.zeros((2, 14, 20), bool)
+    mask[2:12, 2:12] = core[5:8, 5:8] = True
+    labelled = LabelledSet(tmp_path / "set")
+    labelled.add("crack", "000000", image, mask, {"seed": 0}, core)
+    category = open_category(tmp_path / "set")
+    assert not [problem for problem in find_problems(category) if "mask" in str(problem)]
+    label = np.asarray(load_mask(category.anomalies[0].mask, image.size))
+    assert np.array_equal(label > 0, mask) and np.array_equal(label == DEFECT, core)
+    with pytest.raises(ValueError, match="the mask is empty"):
+        labelled.add("crack", "000001", image, mask, {"seed": 1}, core & False)
 
 
 def test_datasets_reads_images_and_masks_side_by_side(tmp_path: Path, mvtec: Path, monkeypatch):

@@ -1,6 +1,8 @@
 """Synthesis: exact backgrounds and labels, visible defects only, resumable to the byte."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from PIL import Image
 
 from sard_lora import synthesis
 from sard_lora import synthesizer as synthesizer_module
-from sard_lora.data import normal_images
-from sard_lora.images import load_image
+from sard_lora.adapter_config import SETTINGS_FILE
+from sard_lora.data import find_problems, normal_images, open_category
+from sard_lora.images import DEFECT, FRINGE, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.masks import Placement
 from sard_lora.synthesis import synthesize, verify
@@ -55,16 +58,16 @@ def test_killed_run_is_completed_with_the_same_bytes(adapter, mvtec, tmp_path, m
     synthesize(settings(adapter, mvtec, tmp_path / "whole"))
     add, added = LabelledSet.add, []
 
-    def die_at_the_fourth(self, *arguments):
+    def die_at_the_fourth(self, *arguments, **options):
         if len(added) == 3:
             raise KeyboardInterrupt
         added.append(arguments[:2])
-        add(self, *arguments)
+        add(self, *arguments, **options)
 
     monkeypatch.setattr(LabelledSet, "add", die_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         synthesize(settings(adapter, mvtec, tmp_path / "killed"))
-    monkeypatch.setattr(LabelledSet, "add", lambda self, *a: (added.append(a[:2]), add(self, *a))[1])
+    monkeypatch.setattr(LabelledSet, "add", lambda self, *a, **o: (added.append(a[:2]), add(self, *a, **o))[1])
     report = synthesize(settings(adapter, mvtec, tmp_path / "killed"))
     assert report["synthesized"] == 5
     assert len(added) == len(set(added)) == 5, "nothing is made twice"
@@ -107,7 +110,7 @@ def test_scattered_masks_are_written_part_by_part_and_the_unseen_parts_left_out(
     def two_spots(bank, foreground, rng, source, **options):
         mask = np.zeros_like(foreground)
         mask[3:9, 3:9] = mask[-6:-2, -6:-2] = True
-        return Placement(mask, "two spots")
+        return Placement(mask, mask, "two spots")
 
     monkeypatch.setattr("sard_lora.synthesizer.sample_mask", two_spots)
     synthesize(settings(adapter, mvtec, tmp_path / "both", count=1))
@@ -133,13 +136,28 @@ def test_masks_have_the_margins_that_the_adapter_was_trained_with(adapter, mvtec
     synthesizer = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", strength=strength))
     job, normals = synthesis._plan(synthesizer.config, adapter)[0], normal_images(mvtec, None)
     sampling = adapter.config.sampling
-    assert sampling.margins == sampling.moved_margins == {"hole": 0, "scratch": 0}, (
-        "the drawn squares end at their masks"
-    )
-    tight = synthesizer.draw(job, 0, normals).mask
-    (sampling.moved_margins if strength < 1 else sampling.margins)[job.defect] = 3
-    wide = synthesizer.draw(job, 0, normals).mask
-    assert not (tight & ~wide).any() and tight.sum() < wide.sum()
+    assert sampling.margins == {"hole": 0, "scratch": 0}, "the drawn squares end at their masks"
+    tight = synthesizer.draw(job, 0, normals)
+    sampling.margins[job.defect] = 3
+    wide = synthesizer.draw(job, 0, normals)
+    assert not (tight.mask & ~wide.mask).any() and tight.mask.sum() < wide.mask.sum()
+    assert np.array_equal(wide.core, tight.core) and np.array_equal(tight.core, tight.mask)
+
+
+def test_what_is_written_beyond_the_outline_is_labelled_as_its_fringe(adapter, mvtec, tmp_path):
+    folder = shutil.copytree(adapter.folder, tmp_path / "wide")
+    config = json.loads((folder / SETTINGS_FILE).read_text())
+    config["sampling"]["margins"] = {"hole": 3, "scratch": 0}
+    (folder / SETTINGS_FILE).write_text(json.dumps(config))
+    synthesize(replace(settings(adapter, mvtec, tmp_path / "set", count=4, in_place=0.5), adapter=folder))
+    assert verify(tmp_path / "set", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
+    values = {
+        (record["defect"], record["method"]): set(np.unique(Image.open(tmp_path / "set" / record["mask_file_name"])))
+        for record in LabelledSet(tmp_path / "set").records()
+    }
+    assert values[("hole", "sard")] == {0, FRINGE, DEFECT}
+    assert values[("hole", IN_PLACE)] == values[("scratch", "sard")] == {0, DEFECT}
+    assert find_problems(open_category(tmp_path / "set")) == []
 
 
 def test_real_defects_are_where_diffusion_starts_from(adapter, mvtec, tmp_path):

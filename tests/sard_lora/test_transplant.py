@@ -84,6 +84,22 @@ def test_a_dark_defect_darkens_only(tmp_path):
         assert moved.max() <= 150 and moved[placement.mask].min() < 110
 
 
+@pytest.mark.parametrize("contrast", [None, 1.0])
+def test_a_defect_brings_its_halo_where_there_is_room_for_it(tmp_path, contrast):
+    """A black spot in a shadow that ends 6 pixels beyond its label."""
+    rows, columns = np.mgrid[:80, :80]
+    distance = np.hypot(rows - 40, columns - 40)
+    shadow = 150 - 100 * np.clip((12 - distance) / 6, 0, 1)
+    Image.fromarray(shadow.astype(np.uint8)).save(tmp_path / "spot.png")
+    bank = [BankMask(distance <= 6, "spot", "spot/0", tmp_path / "spot.png")]
+    normal = Image.new("RGB", (100, 100), (150, 150, 150))
+    placement = sample_mask(bank, np.ones((100, 100), bool), np.random.default_rng(0), margin=6)
+    moved = np.asarray(transplant(normal, placement, contrast), float)[..., 0]
+    beyond = ndimage.distance_transform_edt(~placement.core)
+    assert moved[placement.core].max() < 80 < moved[(beyond > 1) & (beyond < 4)].mean() < 135
+    assert abs(moved[(beyond > 5) & placement.mask].mean() - 150) < 8
+
+
 def test_bands_across_the_image_are_moved_too(tmp_path):
     mask = np.zeros((40, 60), bool)
     mask[18:24] = True
@@ -98,6 +114,6 @@ def test_bands_across_the_image_are_moved_too(tmp_path):
 
 def test_without_a_real_image_nothing_changes(wedge):
     normal = Image.new("RGB", (100, 80), (90, 90, 90))
-    assert transplant(normal, Placement(wedge.mask, "stroke")) is normal
+    assert transplant(normal, Placement(wedge.mask, wedge.mask, "stroke")) is normal
     place = np.ones((80, 100), bool)
     assert sample_mask([wedge], place, np.random.default_rng(0), "perlin").source is None

@@ -9,9 +9,10 @@ from PIL import Image
 
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation.segmenters import build_segmenter, predict
+from sard_lora.images import DEFECT, FRINGE
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train import segmenter
-from sard_lora.train.segmenter import CropSource, SegmenterConfig, segmentation_loss, train_segmenter
+from sard_lora.train.segmenter import UNTAUGHT, CropSource, SegmenterConfig, segmentation_loss, train_segmenter
 
 TINY = {"steps": 3, "batch_size": 2, "crop": 32, "device": "cpu"}
 
@@ -133,7 +134,7 @@ def test_masks_stay_on_their_defects_through_crop_and_flip(split, monkeypatch):
 def test_normal_crops_often_end_at_the_border_of_their_image():
     rows = np.repeat(np.arange(96, dtype=np.uint8)[:, None, None], 96, 1).repeat(3, 2)
     rng = np.random.default_rng(0)
-    crops = [segmenter._random_crop(rows, np.zeros((96, 96), bool), 32, rng)[0] for _ in range(300)]
+    crops = [segmenter._random_crop(rows, np.zeros((96, 96), np.uint8), 32, rng)[0] for _ in range(300)]
     assert all(crop.shape == (32, 32, 3) for crop in crops)
     for border in (sum(crop.min() == 0 for crop in crops), sum(crop.max() == 95 for crop in crops)):
         assert 30 <= border <= 80  # a sixth: half of a crop of the image's length
@@ -207,6 +208,29 @@ def test_small_defects_weigh_as_much_as_large_ones_in_dice():
         )
     assert segmentation_loss(right, masks) < 1e-3
     assert missed[0] == pytest.approx(missed[1].item(), abs=1e-3) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_nothing_is_taught_in_the_fringe_of_a_defect():
+    masks = torch.zeros(1, 1, 32, 32)
+    masks[0, 0, 8:24, 8:24] = UNTAUGHT
+    masks[0, 0, 12:20, 12:20] = 1
+    logits = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    segmentation_loss(logits, masks).backward()
+    assert torch.equal(logits.grad == 0, masks == UNTAUGHT)
+
+
+def test_fringes_go_along_with_their_defects(tmp_path):
+    label = np.zeros((64, 64), np.uint8)
+    label[20:40, 20:40], label[25:35, 25:35] = FRINGE, DEFECT
+    Image.fromarray(label).save(tmp_path / "0_mask.png")
+    Image.fromarray(label).save(tmp_path / "0.png")
+    sample = Sample(tmp_path / "0.png", tmp_path / "0_mask.png", "spot", "0")
+    config = SegmenterConfig(batch_size=8, crop=32, anomaly_share=1)
+    for step in range(5):
+        _, masks = CropSource([sample], [], config).batch(step)
+        assert masks.amax((1, 2, 3)).eq(1).all() and set(masks.unique().tolist()) == {UNTAUGHT, 0, 1}
+    _, masks = CropSource([sample], [sample], SegmenterConfig(crop=32), decoys=[sample]).batch(0)
+    assert not masks[4:].any(), "a decoy has no defect, and no fringe"
 
 
 def test_crops_without_a_defect_are_still_taught():
