@@ -17,6 +17,8 @@ from skimage.morphology import skeletonize
 from sard_lora.mask_bank import BankMask
 
 SCALES = (0.7, 1.4)
+BEND = 0.06
+"""How far a mask is bent, as a share of its longer side; over two fifths of it, so that thin ones keep their width."""
 RIM = 12
 """Pixels of its surroundings that are known of a real defect that was moved."""
 _MANY = 100
@@ -87,8 +89,9 @@ def sample_mask(
     - `perlin`: a patch of thresholded Perlin noise; `stroke`: a winding line. Both as large as a bank mask.
     - `mixed`: one of the three, half of the time `real`.
 
-    With probability `keep_location`, and always where the real one touches the image's border (edges chip at edges), it
-    lies near where that was, is turned by little and keeps touching that border; else anywhere on the foreground.
+    With probability `keep_location` it lies near where the real one was, and is turned by little; else anywhere on the
+    foreground. One that touches the image's border (edges chip at edges) goes on touching it, is never turned by more
+    than a little, and else lies anywhere along it.
     Without `rotate`, for products with a direction, it is never turned by more than a little. It is widened by `margin`
     in the end; its `core` is not.
     Raises `ValueError` for an empty foreground, an empty bank, or an unknown source.
@@ -100,11 +103,12 @@ def sample_mask(
     if not bank:
         raise ValueError("the mask bank is empty. Give at least one real mask of the defect.")
     entry = bank[rng.integers(len(bank))]
-    keep = rng.random() < keep_location or _at_border(entry.mask)
+    near = rng.random() < keep_location
+    keep = near or _at_border(entry.mask)
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
-        mask, source, corner = _place_real(entry.mask, foreground, keep, rotate, rng)
+        mask, source, corner = _place_real(entry.mask, foreground, keep, near, rotate, rng)
         return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, source, corner)
     else:
         centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
@@ -255,11 +259,12 @@ def _stroke(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.
 
 
 def _place_real(
-    mask: np.ndarray, foreground: np.ndarray, keep: bool, rotate: bool, rng: np.random.Generator
+    mask: np.ndarray, foreground: np.ndarray, keep: bool, near: bool, rotate: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """A changed copy of `mask` on the foreground: of several places the first that shows most of it, else the best.
 
-    With it the `source` and `corner` of a `Placement`.
+    It goes on touching the borders it touched (`keep`), stays near where it was (`near`), or does not. With it the
+    `source` and `corner` of a `Placement`.
     """
     box = _bounding_box(mask)
     cropped, most, before, least = mask[box], [], [0, 0], SCALES[0]
@@ -284,7 +289,7 @@ def _place_real(
                 ]
             )
         if keep:
-            corner = _kept_corner(box, mask.shape, shape.shape, foreground.shape, rng)
+            corner = _kept_corner(box, mask.shape, shape.shape, foreground.shape, near, rng)
         else:
             centre = _anywhere(foreground, rng)
             # Shifted into the image where it fits, so that large masks are not cut at the image's edge.
@@ -311,17 +316,22 @@ def _kept_corner(
     old: tuple[int, int],
     shape: tuple[int, int],
     new: tuple[int, int],
+    near: bool,
     rng: np.random.Generator,
 ) -> list[int]:
-    """Upper left corner of a mask of size `shape` at the relative place it had; it stays at the borders it touched."""
+    """Upper left corner of a mask of size `shape` at the borders it touched, else at its relative place or anywhere."""
     corner = []
     for side, before, length, after in zip(box, old, shape, new, strict=True):
         middle = (side.start + side.stop) / 2 / before * after + rng.normal(0, 0.03 * after)
         place = round(middle - length / 2)
-        if side.start == 0 and side.stop < before:
+        if side.start == 0 and side.stop == before:
+            place = (after - length) // 2
+        elif side.start == 0:
             place = 0
-        elif side.stop == before and side.start > 0:
+        elif side.stop == before:
             place = after - length
+        elif not near and length < after:
+            place = int(rng.integers(after - length + 1))
         corner.append(place)
     return corner
 
@@ -357,9 +367,9 @@ def _deform(
     size = np.abs(rotation) @ mask.shape
     scale = min(scale, *(np.maximum(most, 1) / size))
     part = _largest_part(mask)
-    bend = 0.05 * min(part)
+    bend = BEND * max(part)
     out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2 + 2 * RIM
-    cell = max(3.0, scale * max(part) / 3)
+    cell = max(3.0, scale * max(part) / 2.5)
     y, x = (np.arange(length, dtype=np.float32) - (length - 1) / 2 for length in out)
     source = [
         (to_y / scale * y[:, None] + to_x / scale * x[None]) + bend * perlin(tuple(out), cell, rng) + (length - 1) / 2
@@ -369,10 +379,12 @@ def _deform(
     # The pixels that are covered most, and not those covered by half, keep a scratch of one pixel: it cannot become
     # thinner, so its area goes with the scale and not with its square, plus a little where it steps sideways.
     area = np.count_nonzero(mask) * scale**2
-    if np.count_nonzero(ndimage.binary_erosion(mask, np.ones((3, 3)))) < 0.5 * np.count_nonzero(mask):
+    thin = np.count_nonzero(ndimage.binary_erosion(mask, np.ones((3, 3)))) < 0.5 * np.count_nonzero(mask)
+    if thin:
         area = max(area, 1.3 * scale * np.count_nonzero(skeletonize(mask)))
-    area = max(1, round(area))
-    result = _highest(covered, covered > 0, area)
+    result = _highest(covered, covered > 0, max(1, round(area)))
+    if thin:  # where it is bent it may be covered less than elsewhere, and must not be torn there
+        result = ndimage.binary_closing(result, np.ones((3, 3))) & (covered > 0)
     if not result.any():
         result[tuple(side // 2 for side in out)] = True
     box = _bounding_box(result)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -88,7 +89,14 @@ class Part:
 
 def split_names(text: str) -> list[str]:
     """Method names of a list such as `real,sard[steps=100,critic=false]+real`; commas in brackets do not count."""
-    return list(dict.fromkeys(name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip()))
+    return list(dict.fromkeys(name for name in _split(text, ",") if name))
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """The pieces of a text, stripped; a separator within brackets does not count."""
+    depths = accumulate((char == "[") - (char == "]") for char in text)
+    cut = "".join("\0" if char == separator and depth == 0 else char for char, depth in zip(text, depths, strict=True))
+    return [piece.strip() for piece in cut.split("\0")]
 
 
 def parse_method(name: str) -> tuple[Part, ...]:
@@ -98,12 +106,12 @@ def parse_method(name: str) -> tuple[Part, ...]:
         ValueError: an unknown kind or setting, or the same part twice; the message names it.
     """
     parts = []
-    for text in re.split(r"\+(?![^\[]*\])", name):
-        found = re.fullmatch(r"(\w+)(?:\[(.*)\])?", text.strip())
+    for text in _split(name, "+"):
+        found = re.fullmatch(r"(\w+)(?:\[(.*)\])?", text)
         if not found or found[1] not in PARTS:
             raise ValueError(f"method {name!r}: {text!r} is not one of {', '.join(PARTS)} or a sum such as sard+real")
         kind, options = found[1], {}
-        for pair in (found[2] or "").split(",") if found[2] else ():
+        for pair in _split(found[2], ",") if found[2] else ():
             key, _, value = (item.strip() for item in pair.partition("="))
             if key not in _OPTIONS[kind] or not value:
                 raise ValueError(f"method {name!r}: {kind} has no setting {pair!r}; write name=value")

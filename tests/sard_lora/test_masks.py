@@ -61,7 +61,7 @@ def test_new_masks_are_as_large_as_the_real_ones(source: str, keep_location: flo
     bank = bank_of(*(square(side=side) for side in (5, 8, 11)))
     rng = np.random.default_rng(0)
     areas = [sample_mask(bank, np.ones((96, 80), bool), rng, source, keep_location)[0].sum() for _ in range(200)]
-    assert 0.8 * 64 < np.median(areas) < 1.25 * 64
+    assert 0.8 * 70 < np.mean(areas) < 1.25 * 70
     assert min(areas) >= 25 * 0.7**2 * 0.7 - 1 and max(areas) <= 121 * 1.4**2 * 1.1
     assert np.std(areas) > 20
 
@@ -269,3 +269,28 @@ def test_far_spots_get_windows_of_their_own_and_near_ones_share():
 def test_a_cloud_of_specks_is_split_into_few_parts():
     mask = np.random.default_rng(0).random((300, 300)) < 0.02
     assert len(split_mask(mask, 2.0, 64)) <= 12
+
+
+def test_what_touches_a_border_lies_anywhere_along_it():
+    """And where the product chips at its corner, it goes on doing so."""
+    chip, corner = square(at=(56, 20)), square(at=(56, 0))
+    place = np.ones((64, 200), bool)
+    found = [
+        [
+            ndimage.center_of_mass(sample_mask(bank_of(mask), place, np.random.default_rng(n), keep_location=keep).mask)
+            for n in range(40)
+        ]
+        for mask, keep in ((chip, 0.0), (chip, 1.0), (corner, 0.0))
+    ]
+    anywhere, near, chipped = (np.array(places)[:, 1] for places in found)
+    assert anywhere.std() > 40 and np.abs(near - 75).max() < 25 and chipped.max() < 12
+
+
+def test_thin_masks_are_bent_and_keep_their_width():
+    line = np.zeros((100, 300), bool)
+    line[50:54, 60:240] = True
+    for seed in range(5):
+        mask = sample_mask(bank_of(line), np.ones((100, 400), bool), np.random.default_rng(seed), rotate=False).mask
+        rows, columns = np.nonzero(mask)
+        straight = np.polyval(np.polyfit(columns, rows, 1), columns)
+        assert np.abs(rows - straight).max() > 3 and 2 * ndimage.distance_transform_edt(mask).max() < 11

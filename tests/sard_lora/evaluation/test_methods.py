@@ -26,8 +26,12 @@ def test_commas_and_sums_inside_brackets_belong_to_the_method():
 
 
 def test_settings_have_the_types_of_the_command_line():
-    (part,) = parse_method("sard[background=off,learning_rate=1e-4,mixed_precision=no,critic=false,margin=null]")
+    (name,) = split_names(
+        "sard[background=off,learning_rate=1e-4,mixed_precision=no,critic=false,margin=null,contrast=[1,2]]"
+    )
+    (part,) = parse_method(name)
     assert dict(part.options) == {
+        "contrast": (1.0, 2.0),
         "background": "off",
         "learning_rate": 1e-4,
         "mixed_precision": "no",
