@@ -103,7 +103,7 @@ def load_mask(path: Path | str, size: tuple[int, int] | None) -> Image.Image:
     if not marked.any():
         fix = "Mark the defect's pixels with 255, or move the image to the normal images and delete this mask"
         raise DataError([Problem(path, "the mask is empty: no pixel marks a defect", fix)])
-    if set(np.unique(values)) == {0, FRINGE, DEFECT}:
+    if set(np.unique(values[marked])) == {FRINGE, DEFECT}:
         return Image.fromarray(values.astype(np.uint8))
     if (values[marked] != values[marked][0]).any():
         count = len(np.unique(values))

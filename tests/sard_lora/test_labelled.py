@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sard_lora.data import find_problems, open_category
-from sard_lora.images import DEFECT, load_mask
+from sard_lora.images import DEFECT, FRINGE, load_mask
 from sard_lora.labelled import LabelledSet
 
 
@@ -47,8 +47,11 @@ def test_a_fringe_is_told_from_its_defect(tmp_path: Path):
     assert not [problem for problem in find_problems(category) if "mask" in str(problem)]
     label = np.asarray(load_mask(category.anomalies[0].mask, image.size))
     assert np.array_equal(label > 0, mask) and np.array_equal(label == DEFECT, core)
+    labelled.add("crack", "000001", image, mask | True, {"seed": 1}, core)
+    label = np.asarray(load_mask(labelled.root / "ground_truth/crack/000001_mask.png", image.size))
+    assert np.array_equal(label == FRINGE, ~core), "also where nothing is left of the background"
     with pytest.raises(ValueError, match="the mask is empty"):
-        labelled.add("crack", "000001", image, mask, {"seed": 1}, core & False)
+        labelled.add("crack", "000002", image, mask, {"seed": 2}, core & False)
 
 
 def test_datasets_reads_images_and_masks_side_by_side(tmp_path: Path, mvtec: Path, monkeypatch):
