@@ -35,7 +35,7 @@ def fade_margins(samples: Iterable[Sample]) -> dict[str, int]:
 
 
 def moved_margins(samples: Iterable[Sample]) -> dict[str, int]:
-    """The same for masks that real defects are moved with: 0 … `MOST_MOVED`, to the first ring with less than half.
+    """The same where real defects are moved without a fringe: 0 … `MOST_MOVED`, to the first ring with less than half.
 
     What is moved has no hard edge where it ends, because it takes on the brightness of its new place there. So it needs
     no room to fade out, only an outline at half of its contrast.

@@ -40,11 +40,11 @@ class BenchmarkConfig:
     start_steps: int = 12000
     """Steps that every segmenter first trains on drawn surfaces with drawn defects, once for all methods and seeds
     (`sard_lora.evaluation.start`); 0 starts from random weights."""
-    unet_steps: int = 1000
+    unet_steps: int = 3000
     """Training steps of the U-Net, from there."""
-    segformer_steps: int = 600
+    segformer_steps: int = 3000
     """Training steps of SegFormer, from there."""
-    bisenetv2_steps: int = 1500
+    bisenetv2_steps: int = 3000
     """Training steps of BiSeNet V2, from there."""
     fills: int = 0
     """Fills of every method for the shortcut test (`sard_lora.evaluation.shortcut`), with the first segmenter and
