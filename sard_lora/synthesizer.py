@@ -89,11 +89,9 @@ class SynthesizeConfig:
     strength: float | None = None
     """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
-    changing: float = 0.5
-    """Share of the moved real defects that change their new place as they did their own, whose grain stays; the others
-    are moved pixel by pixel, relit."""
-    contrast: tuple[float, float] = (0.4, 1.2)
-    """How many times as strong that change is: from this range, drawn evenly on a logarithmic scale."""
+    contrast: tuple[float, float] | None = (0.4, 1.2)
+    """A thin real defect that is moved changes its new place, whose grain stays, as it did its own; so many times as
+    strong, drawn from this range evenly on a logarithmic scale. None: it is moved pixel by pixel, as wide ones are."""
     in_place: float | None = None
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
@@ -120,11 +118,10 @@ class SynthesizeConfig:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
-        if not 0 < self.contrast[0] <= self.contrast[1]:
+        if self.contrast is not None and not 0 < self.contrast[0] <= self.contrast[1]:
             raise ValueError(f"contrast={self.contrast} has to be two factors above 0, the smaller one first")
-        for name in ("in_place", "changing"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be from 0 to 1")
+        if self.in_place is not None and not 0 <= self.in_place <= 1:
+            raise ValueError(f"in_place={self.in_place} has to be from 0 to 1")
         for name in ("count", "candidates", "max_attempts", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
@@ -219,9 +216,8 @@ class Synthesizer:
         return self.plan(job, source, image, placement, rng, start)
 
     def _contrast(self, rng: np.random.Generator) -> float | None:
-        """How strong the change is that a moved defect makes, or None: its pixels are moved."""
-        contrast = float(np.exp(rng.uniform(*np.log(self.config.contrast))))
-        return contrast if rng.random() < self.config.changing else None
+        """How strong the change is that a thin moved defect makes, or None: its pixels are moved."""
+        return None if self.config.contrast is None else float(np.exp(rng.uniform(*np.log(self.config.contrast))))
 
     def _in_place(self, bank: Sequence[BankMask], turn: int) -> BankMask | None:
         """The real defect to draw anew where it is, or None: every one is taken before one is taken again."""

@@ -8,6 +8,8 @@ from sard_lora.images import load_image
 from sard_lora.margins import MOST
 from sard_lora.masks import RIM, Placement
 
+THIN = 8
+"""Pixels from its middle to its outline that a thin defect has at most."""
 _EDGE = 1.5
 """Pixels over which a moved defect follows the brightness at its outline."""
 _DARK = 8.0
@@ -21,7 +23,8 @@ _ONE_SIDED = 0.8
 def transplant(image: Image.Image, placement: Placement, contrast: float | None = None) -> Image.Image:
     """`image` with the real defect of a placement in its mask, turned, bent and moved as the mask was.
 
-    Its pixels, relit (`relit`); or with a `contrast`, the change that it makes, that many times as strong (`changed`).
+    Its pixels, relit (`relit`); or with a `contrast`, if it is thin, the change that it makes, that many times as
+    strong (`changed`). For a thin one has no surface of its own, and on a wide one that of its new place must not show.
     Where a placement has no real image, or that ends, the image stays as it is.
     """
     if placement.image is None:
@@ -33,7 +36,7 @@ def transplant(image: Image.Image, placement: Placement, contrast: float | None 
     moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
     known = ((where >= 0) & (where <= np.array(real.shape[1:])[:, None, None] - 1)).all(0)
     mask, core, patch = placement.mask[*box], placement.core[*box], pixels[*box]
-    if contrast is None:
+    if contrast is None or ndimage.distance_transform_edt(core).max() > THIN:
         written = relit(moved, patch, mask, core, known)
     else:
         written = changed(moved, patch, mask, core, known, contrast)

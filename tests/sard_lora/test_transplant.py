@@ -57,7 +57,7 @@ def test_what_a_defect_darkens_around_it_does_not_brighten_it(tmp_path):
 def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
     """A spot that takes half of the light takes half of every pixel's, to the power of its contrast."""
     rows, columns = np.mgrid[:80, :80]
-    mask = np.hypot(rows - 40, columns - 40) < 10
+    mask = np.hypot(rows - 40, columns - 40) < 6
     Image.fromarray(np.where(mask, 76, 160).astype(np.uint8)).save(tmp_path / "spot.png")
     bank = [BankMask(mask, "spot", "spot/0", tmp_path / "spot.png")]
     grain = np.random.default_rng(0).integers(80, 200, (80, 80), dtype=np.uint8)
@@ -68,6 +68,22 @@ def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
         assert (moved[~placement.mask] == grain[~placement.mask]).all()
         core = ndimage.binary_erosion(placement.mask, iterations=3)
         assert abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8)).max() < 4
+
+
+def test_the_surface_of_a_wide_defect_comes_along(tmp_path):
+    rows, columns = np.mgrid[:120, :120]
+    mask = np.hypot(rows - 60, columns - 60) < 30
+    stripes = np.where(columns % 8 < 4, 40, 80)
+    Image.fromarray(np.where(mask, stripes, 160).astype(np.uint8)).save(tmp_path / "stain.png")
+    bank = [BankMask(mask, "stain", "stain/0", tmp_path / "stain.png")]
+    normal = Image.fromarray(np.where(rows % 8 < 4, 130, 190).astype(np.uint8)).convert("RGB")
+    placement = sample_mask(bank, np.ones((120, 120), bool), np.random.default_rng(0), rotate=False)
+    moved = np.asarray(transplant(normal, placement, 1.0), float)[..., 0]
+    core = ndimage.binary_erosion(placement.mask, iterations=12)
+    along, across = (
+        np.abs(np.diff(moved, axis=axis))[core[: 120 - (axis == 0), : 120 - (axis == 1)]] for axis in (0, 1)
+    )
+    assert across.mean() > 3 * along.mean(), "its own stripes, and not those of its new place"
 
 
 def test_a_dark_defect_darkens_only(tmp_path):
