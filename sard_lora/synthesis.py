@@ -35,6 +35,7 @@ from sard_lora.synthesizer import (
     default_candidates,
     mask_bank,
     mask_digest,
+    outlined,
 )
 
 SETTINGS = "synthesis.json"
@@ -131,8 +132,10 @@ def _write(
     """Add one image with the best candidate of every part to the set."""
     config, job = synthesizer.config, draw.job
     image, mask, record = compose(synthesizer, draw, best)
+    drawn = draw.start is None and not config.fills
+    core = outlined(image, draw.image, mask) if drawn else mask & draw.core
     record |= {"normal": _relative(draw.source, config.data, config.category)}
-    labelled.add(job.defect, job.name, image, mask, record, core=mask & draw.core)
+    labelled.add(job.defect, job.name, image, mask, record, core)
 
 
 def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[Job]:

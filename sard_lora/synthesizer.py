@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from sard_lora.adapter import Adapter
 from sard_lora.adapter_config import FEATHER_WIDTH
@@ -35,7 +36,7 @@ from sard_lora.transplant import transplant
 STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
 CANDIDATES = 3
-"""How many are made for each mask where every one comes from noise alone."""
+"""How many are made for each mask of a defect from noise alone."""
 IN_PLACE_SHARE = 0.5
 """How many of the images are in place, where parts are aligned."""
 IN_PLACE = "sard in place"
@@ -63,8 +64,8 @@ class SynthesizeConfig:
     base: str | None = None
     """Where the adapter's base lies, when not at its own name."""
     candidates: int | None = None
-    """Candidates for each mask; the critic keeps the best one that can be seen. Default: 3 from noise, 1 where it
-    starts from real defects, for these differ little."""
+    """Candidates for each mask; the critic keeps the best one that can be seen. Default: 3 from noise, 1 that starts
+    from a real defect, for these differ little."""
     min_visibility: float = 2.0
     """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected. A defect that is
     drawn anew in its place was there before, and is kept."""
@@ -96,6 +97,9 @@ class SynthesizeConfig:
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
     as objects in one pose do, else 0 (`sard_lora.images.are_aligned`)."""
+    from_noise: float = 0.25
+    """Where images start from real defects: share of those not in place that are from noise alone all the same, under
+    masks of all kinds (mixed), for shapes that the few defects do not have."""
     num_inference_steps: int | None = None
     """Steps of the reverse diffusion; default: the adapter's."""
     batch_size: int = 12
@@ -120,8 +124,9 @@ class SynthesizeConfig:
             raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
         if self.contrast is not None and not 0 < self.contrast[0] <= self.contrast[1]:
             raise ValueError(f"contrast={self.contrast} has to be two factors above 0, the smaller one first")
-        if self.in_place is not None and not 0 <= self.in_place <= 1:
-            raise ValueError(f"in_place={self.in_place} has to be from 0 to 1")
+        for name in ("in_place", "from_noise"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be from 0 to 1")
         for name in ("count", "candidates", "max_attempts", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
@@ -142,9 +147,9 @@ class Job:
 class Draw:
     """An image and a mask for one attempt at a job; every part of the mask has seeds of its own.
 
-    `core` is the part of the mask that is labelled a defect; around it, the defect fades out. `source` is the image's
-    file. `start` is the image with a real defect in the mask, or None; where a defect is drawn anew `in_place`, it is
-    the image itself.
+    `core` is the mask before it was widened, which is what is labelled a defect where a real one was moved. `source` is
+    the image's file. `start` is the image with a real defect in the mask, or None; where a defect is drawn anew
+    `in_place`, it is the image itself.
     """
 
     job: Job
@@ -190,24 +195,20 @@ class Synthesizer:
         """How much the real defects are changed that diffusion starts from; 1 is from noise alone."""
         return chosen_strength(self.config, self.bank)
 
-    @property
-    def candidates(self) -> int:
-        """How many candidates are made for each part of a mask."""
-        return self.config.candidates or default_candidates(self.strength)
-
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         bank = self.bank.for_defect(job.defect)
-        moved = self.strength < 1
-        if moved and not self.config.fills and (entry := self._in_place(bank, job.turn)):
+        if self.strength < 1 and not self.config.fills and (entry := self._in_place(bank, job.turn)):
             image = load_image(entry.image)
             placement = Placement(entry.mask, entry.mask, entry.origin)
             return replace(self.plan(job, entry.image, image, placement, rng, image), in_place=True)
         source = normals[rng.integers(len(normals))].image
         image = load_image(source)
         options = self.adapter.config.sampling.mask_options(job.defect)
-        placement = sample_mask(bank, foreground(image), rng, source=self.config.masks, **options)
+        moved = self.strength < 1 and not self._from_noise(job.turn)
+        masks = self.config.masks if moved or self.strength == 1 else "mixed"
+        placement = sample_mask(bank, foreground(image), rng, source=masks, **options)
         start = None
         if moved:
             if self.config.fills:
@@ -222,11 +223,15 @@ class Synthesizer:
     def _in_place(self, bank: Sequence[BankMask], turn: int) -> BankMask | None:
         """The real defect to draw anew where it is, or None: every one is taken before one is taken again."""
         share = self.config.in_place or 0.0
-        number = int(turn * share)
-        if int((turn + 1) * share) == number:
+        if not _is_chosen(turn, share):
             return None
-        lap, place = divmod(number, len(bank))
+        lap, place = divmod(int(turn * share), len(bank))
         return bank[np.random.default_rng([self.config.seed, lap]).permutation(len(bank))[place]]
+
+    def _from_noise(self, turn: int) -> bool:
+        """Whether an image, of those that are not in place, does without a real defect to start from."""
+        before = 0 if self.config.fills else int(turn * (self.config.in_place or 0.0))
+        return _is_chosen(turn - before, self.config.from_noise)
 
     def plan(
         self,
@@ -244,18 +249,27 @@ class Synthesizer:
         sampling, mask = self.adapter.config.sampling, placement.mask
         whole = self.config.region == "full"
         parts = [mask] if whole else split_mask(mask, sampling.context, sampling.min_side)
-        seeds = rng.integers(2**31, size=(len(parts), self.candidates)).tolist()
+        candidates = self.config.candidates or default_candidates(1.0 if start is None else self.strength)
+        seeds = rng.integers(2**31, size=(len(parts), candidates)).tolist()
         return Draw(job, source, image, mask, placement.core, placement.origin, start, parts, seeds)
 
     def generate(self, draws: Sequence[Draw]) -> list[list[list[Candidate]]]:
         """For every draw and every part of its mask the candidates; without a critic every score is 0."""
         wanted = [(draw, part, seeds) for draw in draws for part, seeds in zip(draw.parts, draw.seeds, strict=True)]
-        size = max(1, self.config.batch_size // self.candidates)
-        batches = [self._candidates(wanted[start : start + size]) for start in range(0, len(wanted), size)]
-        flat = (candidate for batch in batches for candidate in batch)
-        return [[[next(flat) for _ in seeds] for seeds in draw.seeds] for draw in draws]
+        made: list[list[Candidate]] = [[] for _ in wanted]
+        for from_noise in (False, True):  # each by themselves: the steps of the reverse diffusion are not the same
+            places = [place for place, (draw, _, _) in enumerate(wanted) if (draw.start is None) == from_noise]
+            size = max(1, self.config.batch_size // len(wanted[places[0]][2])) if places else 1
+            for first in range(0, len(places), size):
+                batch = places[first : first + size]
+                flat = iter(self._candidates([wanted[place] for place in batch]))
+                for place in batch:
+                    made[place] = [next(flat) for _ in wanted[place][2]]
+        rows = iter(made)
+        return [[next(rows) for _ in draw.parts] for draw in draws]
 
     def _candidates(self, wanted: Sequence[tuple[Draw, np.ndarray, list[int]]]) -> list[Candidate]:
+        """Those of several parts, all of them from noise or none."""
         with mixed_precision(self.device):
             output = self._sample(wanted)
         scores = [0.0] * len(output.images)
@@ -274,7 +288,7 @@ class Synthesizer:
     def _sample(self, wanted: Sequence[tuple[Draw, np.ndarray, list[int]]]) -> SardInpaintOutput:
         config, own = self.config, self.adapter.config
         chosen = {name: getattr(config, name) for name in ("background", "guidance_scale", "num_inference_steps")}
-        moved = all(draw.start is not None for draw, _, _ in wanted)
+        moved = wanted[0][0].start is not None
         settings = own.sampling.arguments(own.base.resolution)
         if moved:
             settings["guidance_scale"] = 1.0  # what it starts from is a defect already
@@ -293,10 +307,15 @@ class Synthesizer:
             init_image=[draw.start for draw, _, _ in wanted] if moved else None,
             composite=config.composite,
             region=config.region,
-            num_images_per_prompt=self.candidates,
+            num_images_per_prompt=len(wanted[0][2]),
             generator=[torch.Generator().manual_seed(seed) for _, _, seeds in wanted for seed in seeds],
             **settings,
         )
+
+
+def _is_chosen(number: int, share: float) -> bool:
+    """Whether a thing is among a share of all, which are numbered from 0 and chosen at even distances."""
+    return int((number + 1) * share) > int(number * share)
 
 
 def mask_bank(adapter: Adapter, config: SynthesizeConfig) -> MaskBank:
@@ -329,7 +348,7 @@ def chosen_in_place(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[
 
 
 def default_candidates(strength: float) -> int:
-    """As many candidates as are worth their time: from the same real defect they differ little."""
+    """As many candidates as are worth their time: where much is left of a real defect, they differ little."""
     return 1 if strength < 1 else CANDIDATES
 
 
@@ -359,6 +378,14 @@ def compose(
         "method": "fill" if config.fills else IN_PLACE if draw.in_place else "sard",
     }
     return image.convert("L") if grey else image, mask, record
+
+
+def outlined(image: Image.Image, normal: Image.Image, mask: np.ndarray) -> np.ndarray:
+    """The part of a mask (H, W) bool that an annotator would outline: where a defect that was drawn into it has at
+    least half of its contrast. Never empty."""
+    change = np.abs(np.asarray(image.convert("RGB"), np.float32) - np.asarray(normal, np.float32)).mean(2)
+    change = ndimage.uniform_filter(change, 3)
+    return mask & (change >= 0.5 * np.percentile(change[mask], 90))
 
 
 def mask_digest(mask: np.ndarray) -> str:

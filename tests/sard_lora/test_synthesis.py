@@ -14,14 +14,14 @@ from sard_lora.adapter_config import SETTINGS_FILE
 from sard_lora.data import find_problems, normal_images, open_category
 from sard_lora.images import DEFECT, FRINGE, load_image
 from sard_lora.labelled import LabelledSet
-from sard_lora.masks import Placement
+from sard_lora.masks import Placement, sample_mask
 from sard_lora.synthesis import synthesize, verify
-from sard_lora.synthesizer import CANDIDATES, IN_PLACE, STRENGTH, Job, SynthesizeConfig, Synthesizer
+from sard_lora.synthesizer import CANDIDATES, IN_PLACE, STRENGTH, Job, SynthesizeConfig, Synthesizer, outlined
 
 
 def settings(adapter, mvtec, output, **changes) -> SynthesizeConfig:
     values = {"count": 5, "candidates": 2, "batch_size": 4, "num_inference_steps": 2, "min_visibility": 0.0}
-    values["in_place"] = 0.0
+    values |= {"in_place": 0.0, "from_noise": 0.0}
     return SynthesizeConfig(adapter=adapter.folder, data=mvtec, output=output, **(values | changes))
 
 
@@ -220,11 +220,43 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
     assert not fills.draw(Job(0, "hole", ""), 0, normals).in_place
 
 
+def test_what_is_drawn_is_labelled_where_it_can_be_seen():
+    normal = Image.new("RGB", (60, 40), (150, 150, 150))
+    rows, columns = np.mgrid[:40, :60]
+    distance = np.hypot(rows - 20, columns - 30)
+    faded = Image.fromarray((150 - 100 * np.clip((14 - distance) / 8, 0, 1)).astype(np.uint8))
+    mask = distance < 16
+    core = outlined(faded, normal, mask)
+    assert np.abs(distance[core].max() - 10) < 1.5 and (core == (distance <= distance[core].max())).all()
+    assert np.array_equal(outlined(normal, normal, mask), mask), "where nothing is seen, all of it"
+
+
+def test_a_share_is_from_noise_under_masks_of_all_kinds(adapter, mvtec, tmp_path, monkeypatch):
+    seen = []
+
+    def sample(bank, foreground, rng, source, **options):
+        seen.append(source)
+        return sample_mask(bank, foreground, rng, source=source, **options)
+
+    monkeypatch.setattr("sard_lora.synthesizer.sample_mask", sample)
+    config = settings(adapter, mvtec, tmp_path / "set", count=16, in_place=0.5, from_noise=0.5, candidates=None)
+    report = synthesize(config)
+    assert (report["synthesized"], report["rejected"]) == (16, 0)
+    assert verify(tmp_path / "set", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
+    assert sorted(seen) == ["mixed"] * 4 + ["real"] * 4
+    synthesizer, normals = Synthesizer(adapter, config), normal_images(mvtec, None)
+    draws = [synthesizer.draw(job, 0, normals) for job in synthesis._plan(config, adapter)]
+    assert [len(draw.seeds[0]) for draw in draws if not draw.in_place and draw.start is not None] == [1] * 4
+    assert [len(draw.seeds[0]) for draw in draws if draw.start is None] == [CANDIDATES] * 4
+    with pytest.raises(ValueError, match="from_noise="):
+        settings(adapter, mvtec, tmp_path / "set", from_noise=1.5)
+
+
 def test_without_the_real_defects_diffusion_starts_from_noise(adapter, mvtec, tmp_path):
     plain = mvtec / "train/good"
     from_noise = Synthesizer(adapter, settings(adapter, plain, tmp_path / "set", candidates=None))
-    assert (from_noise.strength, from_noise.candidates) == (1.0, CANDIDATES)
-    assert Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", candidates=None)).candidates == 1
+    draw = from_noise.draw(Job(0, "hole", ""), 0, normal_images(plain, None))
+    assert from_noise.strength == 1.0 and draw.start is None and {len(seeds) for seeds in draw.seeds} == {CANDIDATES}
     with pytest.raises(ValueError, match=r"strength=0.4 starts from the real defects.*good does not hold them all"):
         synthesize(settings(adapter, plain, tmp_path / "set", strength=0.4))
     assert Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", masks="perlin")).strength == 1.0
