@@ -112,6 +112,7 @@ class AdapterConfig:
             )
         try:
             content["base"] = BaseReference(**content["base"])
+            content["sampling"].pop("moved_margins", None)  # adapters had these before labels had fringes
             content["sampling"] = SamplingSettings(**content["sampling"])
             config = cls(**content)
         except (KeyError, TypeError) as error:
