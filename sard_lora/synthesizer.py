@@ -37,6 +37,8 @@ STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
 CANDIDATES = 3
 """How many are made for each mask of a defect from noise alone."""
+FROM_NOISE_SHARE = 0.3
+"""How many of the images that are not in place are from noise, where parts are not aligned."""
 IN_PLACE_SHARE = 0.5
 """How many of the images are in place, where parts are aligned."""
 IN_PLACE = "sard in place"
@@ -97,9 +99,10 @@ class SynthesizeConfig:
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
     as objects in one pose do, else 0 (`sard_lora.images.are_aligned`)."""
-    from_noise: float = 0.25
+    from_noise: float | None = None
     """Where images start from real defects: share of those not in place that are from noise alone all the same, under
-    masks of all kinds (mixed), for shapes that the few defects do not have."""
+    masks of all kinds (mixed), for shapes that the few defects do not have. Default: 0 where good parts look alike
+    place by place, else 0.3."""
     num_inference_steps: int | None = None
     """Steps of the reverse diffusion; default: the adapter's."""
     batch_size: int = 12
@@ -231,7 +234,7 @@ class Synthesizer:
     def _from_noise(self, turn: int) -> bool:
         """Whether an image, of those that are not in place, does without a real defect to start from."""
         before = 0 if self.config.fills else int(turn * (self.config.in_place or 0.0))
-        return _is_chosen(turn - before, self.config.from_noise)
+        return _is_chosen(turn - before, self.config.from_noise or 0.0)
 
     def plan(
         self,
@@ -339,12 +342,15 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
     return config.strength
 
 
-def chosen_in_place(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> float:
-    """The share in place asked for, or the default; 0 where no image starts from a real defect."""
-    if config.in_place is not None:
-        return config.in_place
-    starts_real = chosen_strength(config, bank) < 1 and not config.fills
-    return IN_PLACE_SHARE if starts_real and are_aligned([sample.image for sample in normals]) else 0.0
+def chosen_shares(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, float]:
+    """The shares `in_place` and `from_noise` asked for, or their defaults: 0 where none starts from a real defect."""
+    starts_real = chosen_strength(config, bank) < 1
+    aligned = starts_real and are_aligned([sample.image for sample in normals])
+    usual = {
+        "in_place": IN_PLACE_SHARE if aligned and not config.fills else 0.0,
+        "from_noise": FROM_NOISE_SHARE if starts_real and not aligned else 0.0,
+    }
+    return {name: share if getattr(config, name) is None else getattr(config, name) for name, share in usual.items()}
 
 
 def default_candidates(strength: float) -> int:

@@ -212,10 +212,11 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
     draws = [half.draw(Job(0, "hole", "", turn), 0, normals) for turn in range(4 * len(bank))]
     for lap in (draws[: 2 * len(bank)], draws[2 * len(bank) :]):  # every picture once before one comes again
         assert sorted(draw.source for draw in lap if draw.in_place) == sorted(entry.image for entry in bank)
-    for aligned, share in ((True, 0.5), (False, 0.0)):
+    for aligned, shares in ((True, (0.5, 0.0)), (False, (0.0, 0.3))):
         monkeypatch.setattr(synthesizer_module, "are_aligned", lambda paths, answer=aligned: answer)
-        by_itself = settings(adapter, mvtec, tmp_path / "own", in_place=None)
-        assert synthesizer_module.chosen_in_place(by_itself, half.bank, normals) == share
+        by_itself = settings(adapter, mvtec, tmp_path / "own", in_place=None, from_noise=None)
+        chosen = synthesizer_module.chosen_shares(by_itself, half.bank, normals)
+        assert (chosen["in_place"], chosen["from_noise"]) == shares
     fills = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "fills", in_place=1.0, fills=True))
     assert not fills.draw(Job(0, "hole", ""), 0, normals).in_place
 
