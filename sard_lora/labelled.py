@@ -30,8 +30,10 @@ RECORD_KEY = "sard"
 class LabelledSet:
     """Synthetic images of one category under `root`: `test/<defect>/NAME.png` and their masks in `ground_truth`.
 
-    An image exists as soon as its PNG does: the mask is written before it, its record travels inside it, and both
-    files appear whole or not at all. So a killed run leaves nothing half-made and can go on where it stopped.
+    Masks are 0 where nothing was written, 255 on the defect and, where it has a fringe, 127 there
+    (`sard_lora.images`). An image exists as soon as its PNG does: the mask is written before it, its record travels
+    inside it, and both files appear whole or not at all. So a killed run leaves nothing half-made and can go on where
+    it stopped.
     """
 
     def __init__(self, root: Path | str):

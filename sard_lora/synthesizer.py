@@ -344,13 +344,14 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
 
 def chosen_shares(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, float]:
     """The shares `in_place` and `from_noise` asked for, or their defaults: 0 where none starts from a real defect."""
-    starts_real = chosen_strength(config, bank) < 1
-    aligned = starts_real and are_aligned([sample.image for sample in normals])
-    usual = {
-        "in_place": IN_PLACE_SHARE if aligned and not config.fills else 0.0,
-        "from_noise": FROM_NOISE_SHARE if starts_real and not aligned else 0.0,
-    }
-    return {name: share if getattr(config, name) is None else getattr(config, name) for name, share in usual.items()}
+    asked = {"in_place": config.in_place, "from_noise": config.from_noise}
+    usual = {"in_place": 0.0, "from_noise": 0.0}
+    if None in asked.values() and chosen_strength(config, bank) < 1:
+        if not are_aligned([sample.image for sample in normals]):
+            usual["from_noise"] = FROM_NOISE_SHARE
+        elif not config.fills:
+            usual["in_place"] = IN_PLACE_SHARE
+    return {name: usual[name] if share is None else share for name, share in asked.items()}
 
 
 def default_candidates(strength: float) -> int:

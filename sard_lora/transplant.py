@@ -36,26 +36,23 @@ def transplant(image: Image.Image, placement: Placement, contrast: float | None 
     moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
     known = ((where >= 0) & (where <= np.array(real.shape[1:])[:, None, None] - 1)).all(0)
     mask, core, patch = placement.mask[*box], placement.core[*box], pixels[*box]
+    ring, beyond = _around(mask, core, known)
     if contrast is None or ndimage.distance_transform_edt(core).max() > THIN:
-        written = relit(moved, patch, mask, core, known)
+        written = relit(moved, patch, ring, beyond)
     else:
-        written = changed(moved, patch, mask, core, known, contrast)
+        written = changed(moved, patch, mask, core & known, beyond, contrast)
     patch[mask & known] = written[mask & known]
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def relit(
-    pixels: np.ndarray, surroundings: np.ndarray, mask: np.ndarray, core: np.ndarray, known: np.ndarray
-) -> np.ndarray:
-    """`pixels` (h, w, 3) of a defect in `mask` (h, w) bool as bright as if lit like `surroundings`.
+def relit(pixels: np.ndarray, surroundings: np.ndarray, ring: np.ndarray, beyond: np.ndarray) -> np.ndarray:
+    """`pixels` (h, w, 3) of a defect within a `ring` (h, w) bool as bright as if lit like `surroundings`.
 
-    `core` is the part of it that was annotated. Light multiplies: what is black stays black in a brighter place.
-    Nowhere is it more than doubled or halved. The light is that of the surroundings which are `known` (h, w) bool of
-    both, beyond what defects darken around them: close to its outline a defect often is not over, and what it takes
-    there from its surroundings would be taken from the whole of it. Only the last pixels inside follow the outline
-    itself, so that nothing has an edge there.
+    Light multiplies: what is black stays black in a brighter place. Nowhere is it more than doubled or halved. The
+    light is that of the surroundings `beyond` (h, w) bool what defects darken around them: close to its outline a
+    defect often is not over, and what it takes there from its surroundings would be taken from the whole of it. Only
+    the last pixels inside follow the ring's inner edge, so that nothing has an edge there.
     """
-    ring, beyond = _around(mask, core, known)
     if not ring.any():
         return pixels
     gain = (_log(surroundings) - _log(pixels)).clip(-np.log(2), np.log(2))
@@ -69,21 +66,21 @@ def changed(
     surroundings: np.ndarray,
     mask: np.ndarray,
     core: np.ndarray,
-    known: np.ndarray,
+    beyond: np.ndarray,
     contrast: float,
 ) -> np.ndarray:
     """`surroundings` (h, w, 3), changed in `mask` (h, w) bool as a defect's `pixels` differ from what is around them.
 
-    What the defect changes is the ratio of its pixels to its own product, as that is around it (`known` (h, w) bool),
-    to the power of `contrast`. So its new place keeps its grain, on which a faint scratch lies as it would, and not a
-    patch of another surface. A dark defect darkens only: what is brighter there is an edge of the product beside it.
+    What the defect changes is the ratio of its pixels to its own product, as that is `beyond` (h, w) bool its reach, to
+    the power of `contrast`. So its new place keeps its grain, on which a faint scratch lies as it would, and not a
+    patch of another surface. Where its `core` (h, w) bool, the annotated part, is dark, it darkens only: what is
+    brighter there is an edge of the product beside it.
     """
-    ring, beyond = _around(mask, core, known)
-    if not ring.any() or not (core & known).any():
+    if not beyond.any() or not core.any():
         return surroundings
     light = _log(pixels)
     change = light - _spread(light, beyond)
-    darker = (change[core & known] < 0).mean()
+    darker = (change[core] < 0).mean()
     if max(darker, 1 - darker) > _ONE_SIDED:
         change = change.clip(max=0) if darker > 0.5 else change.clip(min=0)
     fade = (ndimage.distance_transform_edt(mask) / _FADE).clip(max=1)[..., None]

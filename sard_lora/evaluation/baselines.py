@@ -1,6 +1,6 @@
 """Training sets that need no generator, on the same normal images and with masks of the same areas as the generator's.
 
-- `paste`: real defects moved and relit (`sard_lora.transplant`): what SARD's diffusion starts from, without diffusion;
+- `paste`: real defects moved and relit (`sard_lora.transplant`), without diffusion, each labelled a defect as a whole;
 - `cutpaste`: a patch or a scar of the normal image itself, moved (Li et al. 2021, CutPaste);
 - `draem`: a foreign texture under a Perlin mask, half transparent (Zavrtanik et al. 2021, DRAEM; its textures are
   photographs, here they are drawn).
@@ -33,9 +33,10 @@ _ATTEMPTS = 50
 class Sources:
     """What the defects of one kind are made of.
 
-    bank: the few real images of the defect and their masks; normals: the normal images; margin and rotate: by how many
-    pixels masks are widened, and whether they are turned by any angle, as the generator's are. With `fills` the same is
-    done with pieces of normal images only, under the same masks: nothing is a defect, and only the writing is left.
+    bank: the few real images of the defect and their masks; normals: the normal images; margin: by how many pixels
+    masks are widened, all of which is labelled a defect; rotate: whether they are turned by any angle, as the
+    generator's are. With `fills` the same is done with pieces of normal images only, under the same masks: nothing is a
+    defect, and only the writing is left.
     """
 
     bank: Sequence[BankMask]
@@ -57,7 +58,7 @@ Draw = Callable[[Sources, np.ndarray, np.ndarray, np.random.Generator], Drawing 
 
 
 def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing:
-    """A real defect turned, bent, scaled, moved and relit: what SARD's diffusion starts from (`transplant`).
+    """A real defect turned, bent, scaled, moved and relit (`transplant`), as SARD's diffusion starts from wide ones.
 
     `image` (H, W, 3) uint8, `part` (H, W) bool its foreground.
     """

@@ -49,7 +49,7 @@ def exactness(samples: Sequence[Sample], root: Path) -> dict[str, float]:
 
 @torch.inference_mode()
 def defect_features(segmenter: Segmenter, samples: Sequence[Sample]) -> Tensor:
-    """Features (N, C) of the U-Net's four finest encoder levels, each the mean over a sample's defect.
+    """Features (N, C) of the U-Net's four finest encoder levels, each the mean over a sample's defect, not its fringe.
 
     Raises:
         ValueError: the segmenter is no U-Net.
@@ -65,7 +65,8 @@ def defect_features(segmenter: Segmenter, samples: Sequence[Sample]) -> Tensor:
     try:
         for sample in samples:
             image = load_image(sample.image)
-            mask = torch.from_numpy(np.asarray(load_mask(sample.mask, image.size)) > 0).float()[None, None].to(device)
+            defect = np.asarray(load_mask(sample.mask, image.size)) == DEFECT
+            mask = torch.from_numpy(defect).float()[None, None].to(device)
             mask = nn.functional.pad(mask, segmenter.padding(*mask.shape[-2:]))
             seen.clear()
             segmenter(to_tensor(image)[None].to(device).float() / 255)

@@ -217,6 +217,11 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
         by_itself = settings(adapter, mvtec, tmp_path / "own", in_place=None, from_noise=None)
         chosen = synthesizer_module.chosen_shares(by_itself, half.bank, normals)
         assert (chosen["in_place"], chosen["from_noise"]) == shares
+    monkeypatch.setattr(synthesizer_module, "are_aligned", lambda paths: pytest.fail("reads pictures for nothing"))
+    given = synthesizer_module.chosen_shares(
+        settings(adapter, mvtec, tmp_path / "own", in_place=0.2, from_noise=0.1), half.bank, normals
+    )
+    assert given == {"in_place": 0.2, "from_noise": 0.1}
     fills = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "fills", in_place=1.0, fills=True))
     assert not fills.draw(Job(0, "hole", ""), 0, normals).in_place
 

@@ -1,5 +1,7 @@
 """Fidelity: what was touched outside the label, what of the label can be seen, how far features are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from sard_lora.layouts import Sample
 from sard_lora.synthesizer import IN_PLACE
 
 
-def one_sample(root, mvtec, change: int, outside: int, method: str = "sard") -> Sample:
+def one_sample(root, mvtec, change: int, outside: int, method: str = "sard", core: slice | None = None) -> Sample:
     normal = mvtec / "train/good/000.png"
     pixels = np.array(Image.open(normal).convert("RGB")).astype(int).clip(0, 200)
     Image.fromarray(pixels.astype(np.uint8)).save(normal)
@@ -21,8 +23,12 @@ def one_sample(root, mvtec, change: int, outside: int, method: str = "sard") -> 
     mask[4:14, 4:24] = True
     pixels[4:14, 4:14] += change
     pixels[-1, -1] += outside
+    seen = None
+    if core is not None:
+        seen = np.zeros_like(mask)
+        seen[4:14, core] = True
     record = {"normal": "train/good/000.png", "method": method}
-    LabelledSet(root).add("spot", "000", Image.fromarray(pixels.astype(np.uint8)), mask, record)
+    LabelledSet(root).add("spot", "000", Image.fromarray(pixels.astype(np.uint8)), mask, record, seen)
     return Sample(root / "test/spot/000.png", root / "ground_truth/spot/000_mask.png", "spot", "000")
 
 
@@ -30,6 +36,11 @@ def test_a_label_of_which_half_is_seen_agrees_by_about_half(mvtec, tmp_path):
     figures = exactness([one_sample(tmp_path / "set", mvtec, 40, 0)], mvtec)
     assert figures["background_error"] == 0
     assert figures["mask_agreement"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_fringe_that_is_not_seen_disagrees_with_nothing(mvtec, tmp_path):
+    figures = exactness([one_sample(tmp_path / "set", mvtec, 40, 0, core=slice(4, 14))], mvtec)
+    assert figures["background_error"] == 0 and figures["mask_agreement"] > 0.7, "0.47 with it"
 
 
 def test_one_changed_pixel_outside_the_label_is_an_error(mvtec, tmp_path):
@@ -50,6 +61,16 @@ def test_features_look_at_the_defect(mvtec):
     assert not torch.allclose(features[0], features[1])
     with pytest.raises(ValueError, match="segformer"):
         defect_features(build_segmenter("segformer"), samples)
+
+
+def test_features_of_a_defect_are_not_those_of_its_fringe(mvtec, tmp_path):
+    torch.manual_seed(0)
+    unet = build_segmenter("unet").eval()
+    fringed = one_sample(tmp_path / "fringed", mvtec, 40, 0, core=slice(4, 14))
+    label = np.array(Image.open(fringed.mask))
+    Image.fromarray(np.where(label == 255, label, 0)).save(tmp_path / "core_mask.png")
+    features = defect_features(unet, [fringed, replace(fringed, mask=tmp_path / "core_mask.png")])
+    assert torch.equal(features[0], features[1])
 
 
 def test_the_same_distribution_is_near_and_as_diverse():
