@@ -8,11 +8,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-_ALIGNED = 0.55
-"""Share of the variance that the mean picture explains, from which parts are aligned."""
-_DIRECTED = 1.25
-"""Ratio of the grey steps along one axis to those along the other from which images have a direction."""
-
 DEFECT, FRINGE = 255, 127
 """Values of a mask: what is a defect, and what a synthetic defect fades out in beyond its outline."""
 
@@ -147,41 +142,3 @@ def _decode(path: Path, fix: str) -> Image.Image:
         raise DataError([Problem(path, "this is not an image that can be read", fix)]) from error
     except _DECODING_ERRORS as error:
         raise DataError([Problem(path, f"the image cannot be decoded ({error})", fix)]) from error
-
-
-def has_direction(paths: Sequence[Path]) -> bool:
-    """Whether images change much more along one axis than along the other, as brushed metal does, or cells with bars.
-
-    At most 32 of them are looked at. Raises `DataError` as `load_image`.
-    """
-    ratios = []
-    for path in _spread_out(paths, 32):
-        pixels = np.asarray(load_image(path), np.float32)
-        down, across = (np.abs(np.diff(pixels, axis=axis)).mean() + 1e-3 for axis in (0, 1))
-        ratios.append(down / across)
-    return bool(abs(np.log(np.median(ratios))) > np.log(_DIRECTED))
-
-
-def are_aligned(paths: Sequence[Path]) -> bool:
-    """Whether pictures of good parts look alike place by place: objects in one pose do, surfaces do not.
-
-    What counts is the share of their variance that their mean picture explains, each 32 pixels a side and standardised:
-    0.7 to 0.8 for solar cells, drawn washers and printed tiles, 0.4 for magnetic tiles (their shading), 0.2 for leather
-    and brushed steel. At most 64 are looked at, and a single one is not aligned. Raises `DataError` as `load_image`.
-    """
-    chosen = _spread_out(paths, 64)
-    if len(chosen) < 2:
-        return False
-    pictures = []
-    for path in chosen:
-        small = load_image(path).convert("L").resize((32, 32), Image.Resampling.BOX)
-        pixels = np.asarray(small, np.float64)
-        pictures.append((pixels - pixels.mean()) / (pixels.std() + 1e-6))
-    explained = float((np.mean(pictures, axis=0) ** 2).mean())
-    count = len(pictures)
-    return (count * explained - 1) / (count - 1) > _ALIGNED  # pictures of noise alone explain 1 / count
-
-
-def _spread_out(paths: Sequence[Path], most: int) -> Sequence[Path]:
-    """At most so many of them, evenly spaced."""
-    return paths[:: max(1, -(-len(paths) // most))]

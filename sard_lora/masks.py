@@ -2,7 +2,8 @@
 
 A new mask is never empty and never leaves the foreground. It is as large as a real mask times a scale of 0.7 to
 1.4 per axis, in pixels and not as a share of the image, because the camera's distance does not change; only a mask
-that would take more of a smaller image than it took of its own, and much of it, is made smaller.
+that would take more of a smaller image than it took of its own, and much of it, is made smaller. Lines are as wide as
+real ones, and of any length: one crack says nothing of how long the next is, nor where it runs.
 """
 
 from collections.abc import Sequence
@@ -10,17 +11,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from sard_lora.mask_bank import BankMask
+from sard_lora.shapes import highest, perlin, perlin_patch, stroke
 
 SCALES = (0.7, 1.4)
 BEND = 0.06
 """How far a mask is bent, as a share of its longer side; over two fifths of it, so that thin ones keep their width."""
 RIM = 12
 """Pixels of its surroundings that are known of a real defect that was moved."""
+THIN = 8
+"""Pixels from its middle to its outline that a thin defect has at most."""
+_LONG = 10
+"""Pixels that a line is long at least: no direction can be told of less."""
+_SCATTERED = 16
+"""Parts of a mask that are moved each by itself; more are a cloud of specks."""
 _MANY = 100
 SOURCES = ("real", "perlin", "stroke", "mixed")
 
@@ -41,39 +48,6 @@ class Placement(NamedTuple):
     corner: tuple[int, int] = (0, 0)
 
 
-def foreground(image: Image.Image) -> np.ndarray:
-    """(H, W) bool: the product. Everything for a texture, the object where it lies on a plain background.
-
-    A background is plain when nine tenths of the image's border have one colour. What has that colour and hangs
-    together with the border, or fills at least a hundredth of the image (a nut's hole), is background.
-    """
-    small = image.convert("RGB")
-    small.thumbnail((256, 256))
-    pixels = ndimage.gaussian_filter(np.asarray(small, np.float32), sigma=(1, 1, 0))
-    everything = np.ones((image.height, image.width), bool)
-    if min(pixels.shape[:2]) < 16:
-        return everything
-    rim = np.ones(pixels.shape[:2], bool)
-    rim[2:-2, 2:-2] = False
-    distance = np.abs(pixels - np.median(pixels[rim], axis=0)).max(axis=2)
-    # The 90th percentile: an object may touch the border with a tenth of it.
-    spread = float(np.percentile(distance[rim], 90))
-    if spread > 15:
-        return everything
-    regions, _ = ndimage.label(distance <= max(12.0, 2 * spread))
-    sizes = np.bincount(regions.ravel())
-    background = np.isin(regions, [r for r in range(1, len(sizes)) if sizes[r] >= 0.01 * regions.size])
-    background |= np.isin(regions, np.setdiff1d(regions[rim], 0))
-    found = ndimage.binary_opening(~background, iterations=2)
-    # Blur makes the object larger than it is: near its outline the contrast decides.
-    inside = ndimage.binary_erosion(found, iterations=3, border_value=1)
-    if found.any():
-        found = inside | found & (distance > 0.4 * np.median(distance[found]))
-    if not 0.04 <= found.mean() <= 0.95:  # specks, or hardly any background: a texture
-        return everything
-    return np.asarray(Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST))
-
-
 def sample_mask(
     bank: Sequence[BankMask],
     foreground: np.ndarray,
@@ -85,15 +59,16 @@ def sample_mask(
 ) -> Placement:
     """A new mask (as `foreground`, (H, W) bool) and its origin: the real mask's, or the name of the source.
 
-    - `real`: a bank mask rotated, scaled, mirrored and bent.
+    - `real`: a bank mask rotated, scaled, mirrored and bent; parts that lie apart each by itself, unless it stays near.
     - `perlin`: a patch of thresholded Perlin noise; `stroke`: a winding line. Both as large as a bank mask.
     - `mixed`: one of the three, half of the time `real`.
 
     With probability `keep_location` it lies near where the real one was, and is turned by little; else anywhere on the
     foreground. One that touches the image's border (edges chip at edges) goes on touching it, is never turned by more
     than a little, and else lies anywhere along it.
-    Without `rotate`, for products with a direction, it is never turned by more than a little. It is widened by `margin`
-    in the end; its `core` is not.
+    Without `rotate`, for products with a direction, it is never turned by more than a little.
+    A line (`is_line`) that does not stay near lies anywhere and in any direction; it is from half as long as it was to
+    as long as the image allows. The mask is widened by `margin` in the end; its `core` is not.
     Raises `ValueError` for an empty foreground, an empty bank, or an unknown source.
     """
     if source not in SOURCES:
@@ -108,14 +83,19 @@ def sample_mask(
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
-        mask, source, corner = _place_real(entry.mask, foreground, keep, near, rotate, rng)
+        pieces = []
+        for piece in [entry.mask] if near else _pieces(entry.mask):
+            line = is_line(piece)
+            keep = near or (_at_border(piece) and not line)
+            pieces.append(_place_real(piece, foreground, keep, near, rotate, line, rng))
+        mask, source, corner = _joined(pieces)
         return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, source, corner)
     else:
         centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
         scale = np.exp(rng.uniform(*np.log(SCALES)))
         most = max(entry.mask.mean(), 0.2) * foreground.size
         area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
-        grow = _perlin_patch if source == "perlin" else _stroke
+        grow = perlin_patch if source == "perlin" else stroke
         mask, origin = grow(foreground, centre, area, rng), source
     return Placement(widen(mask, margin) & foreground, mask, origin)
 
@@ -156,22 +136,30 @@ def split_mask(mask: np.ndarray, context: float, min_side: int, limit: int = 12)
     return sorted(parts, key=np.count_nonzero, reverse=True)
 
 
-def perlin(shape: tuple[int, int], cell: float, rng: np.random.Generator) -> np.ndarray:
-    """Gradient noise of about [-0.7, 0.7] whose features are `cell` pixels wide (Perlin 1985, 2002 fade)."""
-    rows, columns = (np.arange(length, dtype=np.float32) / np.float32(cell) for length in shape)
-    angles = rng.uniform(0, 2 * np.pi, (int(rows[-1]) + 2, int(columns[-1]) + 2)).astype(np.float32)
-    slopes = np.sin(angles), np.cos(angles)
-    y0, x0 = rows.astype(int)[:, None], columns.astype(int)[None]
-    dy, dx = (rows % 1)[:, None], (columns % 1)[None]
+def _pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """The parts of a mask that lie apart; all together where they are very many."""
+    labels, count = ndimage.label(widen(mask, RIM // 2), np.ones((3, 3)))
+    if count > _SCATTERED:
+        return [mask]
+    return [mask & (labels == number) for number in range(1, count + 1)]
 
-    def corner(down: int, right: int) -> np.ndarray:
-        y, x = (slope[y0 + down, x0 + right] for slope in slopes)
-        return y * (dy - down) + x * (dx - right)
 
-    fade_y, fade_x = (t**3 * (t * (6 * t - 15) + 10) for t in (dy, dx))
-    top = corner(0, 0) * (1 - fade_x) + corner(0, 1) * fade_x
-    bottom = corner(1, 0) * (1 - fade_x) + corner(1, 1) * fade_x
-    return top * (1 - fade_y) + bottom * fade_y
+def _joined(
+    pieces: Sequence[tuple[np.ndarray, np.ndarray, tuple[int, int]]],
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Mask, `source` and `corner` of several pieces; each pixel around them belongs to the nearest."""
+    if len(pieces) == 1:
+        return pieces[0]
+    shape = pieces[0][0].shape
+    nearest = np.full(shape, np.inf)
+    everywhere = np.full((2, *shape), -1.0)
+    for mask, source, corner in pieces:
+        box, inner = overlap(corner, source.shape[1:], shape)
+        distance = ndimage.distance_transform_edt(~mask[box])
+        closer = distance < nearest[box]
+        nearest[box][closer] = distance[closer]
+        everywhere[:, *box][:, closer] = source[:, *inner][:, closer]
+    return np.any([mask for mask, *_ in pieces], 0), everywhere, (0, 0)
 
 
 def _at_border(mask: np.ndarray) -> bool:
@@ -200,66 +188,14 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
     return ndimage.find_objects(mask.astype(np.uint8))[0]
 
 
-def _highest(field: np.ndarray, allowed: np.ndarray, area: int) -> np.ndarray:
-    """The `area` allowed pixels where `field` is highest, all of them if they are fewer, more where values tie."""
-    values = field[allowed]
-    if len(values) <= area:
-        return allowed.copy()
-    # Taking all that tie, and not some of them, leaves no pinholes where the field is flat.
-    return allowed & (field >= np.partition(values, len(values) - area)[len(values) - area])
-
-
-def _window(centre: tuple[int, int], radius: int, shape: tuple[int, int]) -> tuple[slice, slice]:
-    """The part of an image within `radius` of `centre`."""
-    return tuple(
-        slice(max(0, c - radius), min(length, c + radius + 1)) for c, length in zip(centre, shape, strict=True)
-    )
-
-
-def _perlin_patch(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.random.Generator) -> np.ndarray:
-    """`area` foreground pixels around `centre`: an ellipse of random axes and direction with a ragged outline."""
-    radius = np.sqrt(area / np.pi)
-    stretch, angle = np.exp(rng.uniform(0, np.log(2.5)) / 2), rng.uniform(0, np.pi)
-    window = _window(centre, int(4 * radius * stretch) + 2, foreground.shape)
-    y, x = np.mgrid[window]
-    y, x = y - centre[0], x - centre[1]
-    along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    falloff = np.hypot(along / stretch, across * stretch) / max(radius, 1)
-    noise = sum(perlin(y.shape, max(3.0, radius / 2**o), rng) / 2**o for o in range(3))
-    result = np.zeros_like(foreground)
-    result[window] = _highest(noise - falloff, foreground[window], area)
-    return result
-
-
-def _stroke(foreground: np.ndarray, centre: tuple[int, int], area: int, rng: np.random.Generator) -> np.ndarray:
-    """`area` foreground pixels along a winding line from `centre`, 8 to 40 times as long as wide."""
-    length = max(1.0, np.sqrt(area * np.exp(rng.uniform(np.log(8), np.log(40)))))
-    window = _window(centre, int(length) + 2, foreground.shape)
-    allowed = foreground[window]
-    row, column = centre[0] - window[0].start, centre[1] - window[1].start
-    path = np.zeros(allowed.shape, bool)
-    path[row, column] = True
-    heading, turn = rng.uniform(0, 2 * np.pi), 0.0
-    y, x = float(row), float(column)
-    for _ in range(int(2 * length)):
-        turn = 0.9 * turn + rng.normal(0, 0.12 / np.sqrt(length))
-        heading += turn
-        ahead = y + np.sin(heading) / 2, x + np.cos(heading) / 2
-        at = round(ahead[0]), round(ahead[1])
-        if 0 <= at[0] < path.shape[0] and 0 <= at[1] < path.shape[1] and allowed[at]:
-            y, x = ahead
-            path[at] = True
-        else:
-            heading, turn = rng.uniform(0, 2 * np.pi), 0.0
-    # A little noise makes the outline ragged; it also breaks the ties between pixels of one distance.
-    ragged = rng.random(path.shape) * 0.7
-    result = np.zeros_like(foreground)
-    result[window] = _highest(-ndimage.distance_transform_edt(~path) - ragged, allowed, area)
-    return result
-
-
 def _place_real(
-    mask: np.ndarray, foreground: np.ndarray, keep: bool, near: bool, rotate: bool, rng: np.random.Generator
+    mask: np.ndarray,
+    foreground: np.ndarray,
+    keep: bool,
+    near: bool,
+    rotate: bool,
+    line: bool,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """A changed copy of `mask` on the foreground: of several places the first that shows most of it, else the best.
 
@@ -277,11 +213,11 @@ def _place_real(
             index = _folded(np.arange(-before[axis], old + before[axis]), old)
             cropped = np.take(cropped, index, axis=axis)
             spanning, least = True, max(least, enough)
-        most.append(np.inf if spans else 1.2 * new * max((side.stop - side.start) / old, 0.5))
+        most.append(np.inf if spans else new if line else 1.2 * new * max((side.stop - side.start) / old, 0.5))
     best, found = np.zeros_like(foreground), None
     for attempt in range(9):
         if attempt % 3 == 0:
-            shape, inside = _deform(cropped, keep, rotate, least, most, rng)
+            shape, inside = _deform(cropped, keep, rotate, line and not spanning, least, most, rng)
             source = np.stack(
                 [
                     side.start + (_folded(index - extra, side.stop) if extra else index)
@@ -343,7 +279,13 @@ def _folded(index: np.ndarray, length: int) -> np.ndarray:
 
 
 def _deform(
-    mask: np.ndarray, keep: bool, rotate: bool, least: float, most: Sequence[float], rng: np.random.Generator
+    mask: np.ndarray,
+    keep: bool,
+    rotate: bool,
+    line: bool,
+    least: float,
+    most: Sequence[float],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rotate, scale, mirror and bend a cropped mask, keeping area × scale²; cropped again.
 
@@ -357,32 +299,38 @@ def _deform(
     scale = max(least, np.exp(rng.uniform(*np.log(SCALES))))
     angle, mirrored = np.deg2rad(rng.uniform(-12, 12) if rotate else rng.uniform(-5, 5)), False
     if not keep:
-        small = rotate and max(mask.shape) <= 0.5 * min(most)
+        small = line or (rotate and max(mask.shape) <= 0.5 * min(most))
         angle += rng.uniform(0, 2 * np.pi) if small else rng.choice([0, np.pi])
         mirrored = rng.random() < 0.5
         if mirrored:
             mask = mask[:, ::-1]
+    stretch = _lengthening(mask, 0.9 * min(most) / scale, rng) if line else np.eye(2)
+    longer = np.linalg.det(stretch)
     mask = np.pad(mask, 1)  # so that pixels at the crop's edge fade out like any other
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    size = np.abs(rotation) @ mask.shape
+    size = np.abs(rotation @ stretch) @ mask.shape
     scale = min(scale, *(np.maximum(most, 1) / size))
-    part = _largest_part(mask)
-    bend = BEND * max(part)
+    length = max(_largest_part(mask)) * max(1.0, longer)
+    bend = BEND * length
     out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2 + 2 * RIM
-    cell = max(3.0, scale * max(part) / 2.5)
-    y, x = (np.arange(length, dtype=np.float32) - (length - 1) / 2 for length in out)
+    cell = max(3.0, scale * length / 2.5)
+    y, x = (np.arange(side, dtype=np.float32) - (side - 1) / 2 for side in out)
+    turned_back = [
+        (to_y / scale * y[:, None] + to_x / scale * x[None]) + bend * perlin(tuple(out), cell, rng)
+        for to_y, to_x in rotation.T
+    ]
     source = [
-        (to_y / scale * y[:, None] + to_x / scale * x[None]) + bend * perlin(tuple(out), cell, rng) + (length - 1) / 2
-        for (to_y, to_x), length in zip(rotation.T, mask.shape, strict=True)
+        to_y * turned_back[0] + to_x * turned_back[1] + (side - 1) / 2
+        for (to_y, to_x), side in zip(np.linalg.inv(stretch), mask.shape, strict=True)
     ]
     covered = ndimage.map_coordinates(mask.astype(np.float32), source, order=1)
     # The pixels that are covered most, and not those covered by half, keep a scratch of one pixel: it cannot become
     # thinner, so its area goes with the scale and not with its square, plus a little where it steps sideways.
-    area = np.count_nonzero(mask) * scale**2
+    area = np.count_nonzero(mask) * scale**2 * longer
     thin = np.count_nonzero(ndimage.binary_erosion(mask, np.ones((3, 3)))) < 0.5 * np.count_nonzero(mask)
     if thin:
-        area = max(area, 1.3 * scale * np.count_nonzero(skeletonize(mask)))
-    result = _highest(covered, covered > 0, max(1, round(area)))
+        area = max(area, 1.3 * scale * longer * np.count_nonzero(skeletonize(mask)))
+    result = highest(covered, covered > 0, max(1, round(area)))
     if thin:  # where it is bent it may be covered less than elsewhere, and must not be torn there
         result = ndimage.binary_closing(result, np.ones((3, 3))) & (covered > 0)
     if not result.any():
@@ -392,6 +340,32 @@ def _deform(
         plane[box[0].start - RIM : box[0].stop + RIM, box[1].start - RIM : box[1].stop + RIM] - 1 for plane in source
     )
     return result[box], np.stack([rows, mask.shape[1] - 3 - columns if mirrored else columns])
+
+
+def is_line(mask: np.ndarray) -> bool:
+    """Whether a mask (H, W) bool is in one piece, thin, and much longer than wide, as cracks and scratches are."""
+    _, lengths = _axes(mask)
+    one_piece = ndimage.label(mask, np.ones((3, 3)))[1] == 1
+    thin = ndimage.distance_transform_edt(np.pad(mask, 1)).max() <= THIN
+    spans = any(mask.take(0, axis).any() and mask.take(-1, axis).any() for axis in (0, 1))
+    return bool(one_piece and thin and not spans and lengths[1] >= max(_LONG, 2.5 * lengths[0]))
+
+
+def _axes(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The principal axes of a mask, columns (row, column) of length 1, and how long it is along them, the longer last.
+
+    As long as a rectangle with the same moments.
+    """
+    moments, axes = np.linalg.eigh(np.cov(np.argwhere(mask).T, bias=True) + np.eye(2) / 12)
+    return axes, np.sqrt(12 * moments)
+
+
+def _lengthening(mask: np.ndarray, longest: float, rng: np.random.Generator) -> np.ndarray:
+    """A matrix (2, 2) that stretches a line along its axis: to half of its length at least, at most to `longest`."""
+    axes, lengths = _axes(mask)
+    shortest = lengths[1] / 2
+    wanted = np.exp(rng.uniform(np.log(shortest), np.log(max(shortest, longest))))
+    return axes @ np.diag([1, wanted / lengths[1]]) @ axes.T
 
 
 def _largest_part(mask: np.ndarray) -> tuple[int, int]:
@@ -404,11 +378,18 @@ def _largest_part(mask: np.ndarray) -> tuple[int, int]:
 def _paste(shape: np.ndarray, corner: Sequence[int], foreground: np.ndarray) -> np.ndarray:
     """`shape` with its upper left corner at `corner` (which may lie outside), cut to the foreground."""
     result = np.zeros_like(foreground)
-    begin = [max(0, c) for c in corner]
-    end = [min(length, c + side) for c, side, length in zip(corner, shape.shape, foreground.shape, strict=True)]
-    if end[0] <= begin[0] or end[1] <= begin[1]:
-        return result
-    target = slice(begin[0], end[0]), slice(begin[1], end[1])
-    source = tuple(slice(t.start - c, t.stop - c) for t, c in zip(target, corner, strict=True))
+    target, source = overlap(corner, shape.shape, foreground.shape)
     result[target] = shape[source] & foreground[target]
     return result
+
+
+def overlap(
+    corner: tuple[int, int], size: tuple[int, int], bounds: tuple[int, int]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a patch of `size` at `corner` lies in an image of `bounds`, as slices of the image and of the patch."""
+    target, source = [], []
+    for start, length, bound in zip(corner, size, bounds, strict=True):
+        low, high = max(0, start), max(0, start, min(bound, start + length))
+        target.append(slice(low, high))
+        source.append(slice(low - start, high - start))
+    return tuple(target), tuple(source)

@@ -19,7 +19,8 @@ from sard_lora.atomic import make_folder
 from sard_lora.images import DataError, Problem, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, SUFFIXES
-from sard_lora.masks import Placement, foreground, sample_mask
+from sard_lora.masks import Placement, sample_mask
+from sard_lora.product import foreground
 from sard_lora.synthesizer import Job, SynthesizeConfig, Synthesizer, compose
 
 MAX_PIXELS = 64_000_000

@@ -19,10 +19,10 @@ from sard_lora.adapter import Adapter
 from sard_lora.adapter_config import FEATHER_WIDTH
 from sard_lora.critic import rank_score
 from sard_lora.data import named_anomalies
-from sard_lora.images import are_aligned, load_image
+from sard_lora.images import load_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import BankMask, MaskBank
-from sard_lora.masks import Placement, foreground, sample_mask, split_mask
+from sard_lora.masks import Placement, sample_mask, split_mask
 from sard_lora.pipelines.sard_inpaint import (
     BACKGROUNDS,
     COMPOSITES,
@@ -31,6 +31,7 @@ from sard_lora.pipelines.sard_inpaint import (
     SardInpaintPipeline,
 )
 from sard_lora.precision import mixed_precision
+from sard_lora.product import are_aligned, foreground
 from sard_lora.transplant import transplant
 
 STRENGTH = 0.3
@@ -98,7 +99,7 @@ class SynthesizeConfig:
     in_place: float | None = None
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
-    as objects in one pose do, else 0 (`sard_lora.images.are_aligned`)."""
+    as objects in one pose do, else 0 (`sard_lora.product.are_aligned`)."""
     from_noise: float | None = None
     """Where images start from real defects: share of those not in place that are from noise alone all the same, under
     masks of all kinds (mixed), for shapes that the few defects do not have. Default: 0 where good parts look alike

@@ -6,10 +6,8 @@ from scipy import ndimage
 
 from sard_lora.images import load_image
 from sard_lora.margins import MOST
-from sard_lora.masks import RIM, Placement
+from sard_lora.masks import RIM, THIN, Placement, overlap
 
-THIN = 8
-"""Pixels from its middle to its outline that a thin defect has at most."""
 _EDGE = 1.5
 """Pixels over which a moved defect follows the brightness at its outline."""
 _DARK = 8.0
@@ -111,15 +109,3 @@ def _spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 def _blurred(planes: np.ndarray, sigma: float) -> np.ndarray:
     """A Gaussian blur of planes (h, w, C), zero beyond their border."""
     return ndimage.gaussian_filter(planes, (sigma, sigma, 0), mode="constant")
-
-
-def overlap(
-    corner: tuple[int, int], size: tuple[int, int], bounds: tuple[int, int]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a patch of `size` at `corner` lies in an image of `bounds`, as slices of the image and of the patch."""
-    target, source = [], []
-    for start, length, bound in zip(corner, size, bounds, strict=True):
-        low, high = max(0, start), max(0, start, min(bound, start + length))
-        target.append(slice(low, high))
-        source.append(slice(low - start, high - start))
-    return tuple(target), tuple(source)

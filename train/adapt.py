@@ -21,10 +21,11 @@ from sard_lora import bases
 from sard_lora.adapter_config import product_name
 from sard_lora.atomic import atomic_folder, make_folder
 from sard_lora.data import fingerprint, normal_images
-from sard_lora.images import has_direction, load_image
+from sard_lora.images import load_image
 from sard_lora.layouts import Sample
 from sard_lora.pipelines.sard_inpaint import Box, crop_window
 from sard_lora.precision import bf16_is_fast
+from sard_lora.product import has_direction
 from sard_lora.train.checkpoint import begin
 from sard_lora.train.corpus import Window, open_hole
 from sard_lora.train.decoder import train_decoder

@@ -19,10 +19,10 @@ from sard_lora import bases
 from sard_lora.adapter_config import AdapterConfig, BaseReference, SamplingSettings, prompts_for
 from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep_grid
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
-from sard_lora.images import has_direction
 from sard_lora.layouts import GOOD
 from sard_lora.margins import fade_margins
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
+from sard_lora.product import has_direction
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
 from sard_lora.train.samples import sample_grid

@@ -11,8 +11,9 @@ from sard_lora.adapter_config import SamplingSettings
 from sard_lora.images import load_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import MaskBank
-from sard_lora.masks import foreground, sample_mask
+from sard_lora.masks import sample_mask
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
+from sard_lora.product import foreground
 from sard_lora.report import grid
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.mask_bank import MaskBank
-from sard_lora.masks import foreground, sample_mask, split_mask, widen
+from sard_lora.masks import sample_mask, split_mask, widen
 from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
+from sard_lora.product import foreground
 
 
 @dataclass(frozen=True)

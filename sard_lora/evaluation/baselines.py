@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from sard_lora.images import has_direction, load_image
+from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.margins import moved_margins
 from sard_lora.mask_bank import BankMask, MaskBank
-from sard_lora.masks import foreground, sample_mask
+from sard_lora.masks import sample_mask
+from sard_lora.product import foreground, has_direction
 from sard_lora.textures import random_surface
 from sard_lora.transplant import transplant
 

@@ -9,7 +9,7 @@ from PIL import Image
 from sard_lora.cli import main
 from sard_lora.images import DataError
 from sard_lora.labelled import LabelledSet
-from sard_lora.masks import foreground
+from sard_lora.product import foreground
 from sard_lora.studio import Mask, Studio, StudioConfig, studio
 from sard_lora.synthesis import verify
 
