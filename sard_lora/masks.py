@@ -79,18 +79,16 @@ def sample_mask(
         raise ValueError("the mask bank is empty. Give at least one real mask of the defect.")
     entry = bank[rng.integers(len(bank))]
     near = rng.random() < keep_location
-    keep = near or _at_border(entry.mask)
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
         pieces = []
         for piece in [entry.mask] if near else _pieces(entry.mask):
-            line = is_line(piece)
-            keep = near or (_at_border(piece) and not line)
-            pieces.append(_place_real(piece, foreground, keep, near, rotate, line, rng))
+            pieces.append(_place_real(piece, foreground, near, rotate, margin, rng))
         mask, source, corner = _joined(pieces)
         return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, source, corner)
     else:
+        keep = near or _at_border(_bounding_box(entry.mask), entry.mask.shape)
         centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
         scale = np.exp(rng.uniform(*np.log(SCALES)))
         most = max(entry.mask.mean(), 0.2) * foreground.size
@@ -162,8 +160,8 @@ def _joined(
     return np.any([mask for mask, *_ in pieces], 0), everywhere, (0, 0)
 
 
-def _at_border(mask: np.ndarray) -> bool:
-    return bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
+def _at_border(box: tuple[slice, slice], shape: tuple[int, int]) -> bool:
+    return any(side.start == 0 or side.stop == length for side, length in zip(box, shape, strict=True))
 
 
 def _anywhere(foreground: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
@@ -184,25 +182,30 @@ def _near(mask: np.ndarray, foreground: np.ndarray, rng: np.random.Generator) ->
     return int(rows[nearest]), int(columns[nearest])
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
-    return ndimage.find_objects(mask.astype(np.uint8))[0]
+def _bounding_box(mask: np.ndarray, reach: int = 0) -> tuple[slice, slice]:
+    """The box around a mask; sides that lie within `reach` pixels of the image's border go to it."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(
+        slice(0 if side.start <= reach else side.start, length if side.stop >= length - reach else side.stop)
+        for side, length in zip(box, mask.shape, strict=True)
+    )
 
 
 def _place_real(
     mask: np.ndarray,
     foreground: np.ndarray,
-    keep: bool,
     near: bool,
     rotate: bool,
-    line: bool,
+    margin: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """A changed copy of `mask` on the foreground: of several places the first that shows most of it, else the best.
 
-    It goes on touching the borders it touched (`keep`), stays near where it was (`near`), or does not. With it the
-    `source` and `corner` of a `Placement`.
+    It stays `near` where it was, goes on touching the borders that it touched within its `margin` (beyond, nothing is
+    known of it), or does neither. With it the `source` and `corner` of a `Placement`.
     """
-    box = _bounding_box(mask)
+    box, line = _bounding_box(mask, margin), is_line(mask)
+    keep = near or (_at_border(box, mask.shape) and not line)
     cropped, most, before, least = mask[box], [], [0, 0], SCALES[0]
     spanning = False
     for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):

@@ -38,7 +38,7 @@ def transplant(image: Image.Image, placement: Placement, contrast: float | None 
     if contrast is None or ndimage.distance_transform_edt(core).max() > THIN:
         written = relit(moved, patch, ring, beyond)
     else:
-        written = changed(moved, patch, mask, core & known, beyond, contrast)
+        written = changed(moved, patch, mask & known, core & known, beyond, contrast)
     patch[mask & known] = written[mask & known]
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 

@@ -289,3 +289,14 @@ def test_parts_that_lie_apart_are_moved_each_by_itself():
     assert len(gaps) > 60 and min(gaps) < 20 and max(gaps) > 85
     near = sample_mask(bank_of(spots), np.ones((60, 120), bool), np.random.default_rng(0), keep_location=1.0).mask
     assert np.ptp(np.nonzero(near)[1]) > 45, "near its place it keeps its shape as a whole"
+
+
+def test_what_ends_at_the_border_within_its_margin_stays_there():
+    """Three pixels from the border, nothing is known of what it does beyond them."""
+    spot = square(at=(20, 3))
+    for margin, at_border in ((4, True), (0, False)):
+        left = [
+            np.nonzero(sample_mask(bank_of(spot), np.ones((64, 64), bool), rng, "real", 0.0, margin).core)[1].min()
+            for rng in map(np.random.default_rng, range(10))
+        ]
+        assert (max(left) == 0) == at_border

@@ -6,7 +6,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sard_lora.mask_bank import BankMask
-from sard_lora.masks import Placement, sample_mask
+from sard_lora.masks import Placement, overlap, sample_mask
 from sard_lora.transplant import transplant
 
 
@@ -133,3 +133,21 @@ def test_without_a_real_image_nothing_changes(wedge):
     assert transplant(normal, Placement(wedge.mask, wedge.mask, "stroke")) is normal
     place = np.ones((80, 100), bool)
     assert sample_mask([wedge], place, np.random.default_rng(0), "perlin").source is None
+
+
+def test_a_change_fades_out_where_its_picture_ends(tmp_path):
+    """A stripe that runs out of its picture has no hard end where it is moved into the middle of another."""
+    stripe = np.zeros((80, 80), bool)
+    stripe[38:42, :40] = True
+    Image.fromarray(np.where(stripe, 76, 160).astype(np.uint8)).save(tmp_path / "stripe.png")
+    bank = [BankMask(stripe, "scratch", "scratch/0", tmp_path / "stripe.png")]
+    flat = Image.new("RGB", (200, 200), (160, 160, 160))
+    for seed in range(10):
+        placement = sample_mask(
+            bank, np.ones((200, 200), bool), np.random.default_rng(seed), keep_location=0.0, margin=3
+        )
+        known = ((placement.source >= 0) & (placement.source <= 79)).all(0)
+        box, inner = overlap(placement.corner, known.shape, (200, 200))
+        moved = 160 - np.asarray(transplant(flat, placement, 1.0), float)[..., 0][box]
+        end = known[inner] & ~ndimage.binary_erosion(known[inner], border_value=1) & placement.mask[box]
+        assert moved.max() > 60 and moved[end].max(initial=0) < 0.65 * moved.max()
