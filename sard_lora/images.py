@@ -81,7 +81,7 @@ def load_mask(path: Path | str, size: tuple[int, int] | None) -> Image.Image:
     `size` is the image's (width, height) after its EXIF rotation, or None where it is not known. Accepted are
     masks with two values, 0 and any other: 0/255, 0/1 (which viewers show as black), bilevel, 16-bit, palette,
     RGB with equal channels. Those of synthetic images may hold 127 as well, around the 255, and keep it: there the
-    defect fades out (`FRINGE`), and nobody could say whether an annotator's outline would go around it.
+    defect fades out (`FRINGE`), beyond the outline that an annotator would draw.
 
     Raises `FileNotFoundError`, and `DataError` for a mask that is damaged, empty, of another size, or has
     more than two values (anti-aliased or JPEG-compressed edges, several classes).

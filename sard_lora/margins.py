@@ -2,8 +2,8 @@
 
 Annotators outline what they see best, and many real defects go on faintly beyond. What is cut off at such an outline
 has a hard edge that no real defect has, and a segmenter learns the edge. So masks are widened, by this much and not
-more: every pixel more is one of the background that no segmenter is taught, or, where a label has no fringe, that is
-labelled a defect.
+more: every pixel more is one of the background that is written anew, and, where a label has no fringe, labelled a
+defect.
 """
 
 from collections.abc import Iterable, Iterator

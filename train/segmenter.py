@@ -27,7 +27,7 @@ from sard_lora.evaluation.segmenters import (
     predict,
     to_tensor,
 )
-from sard_lora.images import DEFECT, FRINGE, load_image, load_mask
+from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.layouts import Sample
 from sard_lora.precision import mixed_precision
 from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
@@ -40,9 +40,6 @@ _THRESHOLD_IMAGES = 60
 
 _CHECKPOINT_EVERY = 500
 """Steps."""
-
-UNTAUGHT = -1.0
-"""In a mask that the loss is given: the fringe of a synthetic defect, of which nobody knows how much is labelled."""
 
 
 @dataclass
@@ -193,12 +190,11 @@ def _set_threshold(segmenter: Segmenter, normals: Sequence[Sample], config: Segm
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Binary cross-entropy over all pixels plus Dice over the crops that hold a defect; both (B, 1, H, W).
 
-    Masks are 1 on a defect, 0 on normal pixels, and `UNTAUGHT` where neither is right or wrong. Dice is taken per crop,
-    so that a pinhole weighs as much as a stain; a crop without a defect has no Dice.
+    Masks are 1 on a defect and 0 elsewhere. Dice is taken per crop, so that a pinhole weighs as much as a stain; a crop
+    without a defect has no Dice.
     """
-    taught, masks = (masks != UNTAUGHT).float(), masks.clamp(min=0)
-    cross_entropy = (F.binary_cross_entropy_with_logits(logits, masks, reduction="none") * taught).mean()
-    probability = logits.sigmoid() * taught
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, masks)
+    probability = logits.sigmoid()
     overlap = (probability * masks).sum((1, 2, 3))
     total = probability.sum((1, 2, 3)) + masks.sum((1, 2, 3))
     holds_defect = masks.amax((1, 2, 3))
@@ -231,7 +227,8 @@ class CropSource:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, crop, crop) in [0, 1] and masks (B, 1, crop, crop) of step `step`, for `segmentation_loss`.
 
-        A pure function of samples, seed and step.
+        The fringe of a synthetic defect is none of it: annotators' outlines leave it out too, and a segmenter that is
+        not told so marks it. A pure function of samples, seed and step.
         """
         rng = np.random.default_rng([self.seed, step])
         images, masks = [], []
@@ -245,8 +242,7 @@ class CropSource:
             image, mask = _random_crop(image, mask, self.crop, rng)
             image, mask = _random_flip(image, mask * is_anomaly, rng)
             images.append(torch.from_numpy(_camera(_jitter(image, rng), rng)).permute(2, 0, 1).expand(3, -1, -1))
-            target = np.where(mask == FRINGE, np.float32(UNTAUGHT), np.float32(mask == DEFECT))
-            masks.append(torch.from_numpy(target).unsqueeze(0))
+            masks.append(torch.from_numpy(np.float32(mask == DEFECT)).unsqueeze(0))
         return torch.stack(images), torch.stack(masks)
 
     def _load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
