@@ -82,20 +82,17 @@ def sample_mask(
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
-        pieces = []
-        for piece in [entry.mask] if near else _pieces(entry.mask):
-            pieces.append(_place_real(piece, foreground, near, rotate, margin, rng))
-        mask, source, corner = _joined(pieces)
-        return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, source, corner)
-    else:
-        keep = near or _at_border(_bounding_box(entry.mask), entry.mask.shape)
-        centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
-        scale = np.exp(rng.uniform(*np.log(SCALES)))
-        most = max(entry.mask.mean(), 0.2) * foreground.size
-        area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
-        grow = perlin_patch if source == "perlin" else stroke
-        mask, origin = grow(foreground, centre, area, rng), source
-    return Placement(widen(mask, margin) & foreground, mask, origin)
+        pieces = [entry.mask] if near else _pieces(entry.mask)
+        mask, where, corner = _joined([_place_real(piece, foreground, near, rotate, margin, rng) for piece in pieces])
+        return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, where, corner)
+    keep = near or _at_border(_bounding_box(entry.mask), entry.mask.shape)
+    centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
+    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    most = max(entry.mask.mean(), 0.2) * foreground.size
+    area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
+    grow = perlin_patch if source == "perlin" else stroke
+    mask = grow(foreground, centre, area, rng)
+    return Placement(widen(mask, margin) & foreground, mask, source)
 
 
 def widen(mask: np.ndarray, margin: int) -> np.ndarray:
@@ -136,7 +133,9 @@ def split_mask(mask: np.ndarray, context: float, min_side: int, limit: int = 12)
 
 def _pieces(mask: np.ndarray) -> list[np.ndarray]:
     """The parts of a mask that lie apart; all together where they are very many."""
-    labels, count = ndimage.label(widen(mask, RIM // 2), np.ones((3, 3)))
+    labels, reach = np.zeros(mask.shape, int), RIM // 2
+    box = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in _bounding_box(mask))
+    labels[box], count = ndimage.label(widen(mask[box], reach), np.ones((3, 3)))
     if count > _SCATTERED:
         return [mask]
     return [mask & (labels == number) for number in range(1, count + 1)]
@@ -347,10 +346,12 @@ def _deform(
 
 def is_line(mask: np.ndarray) -> bool:
     """Whether a mask (H, W) bool is in one piece, thin, and much longer than wide, as cracks and scratches are."""
-    _, lengths = _axes(mask)
-    one_piece = ndimage.label(mask, np.ones((3, 3)))[1] == 1
-    thin = ndimage.distance_transform_edt(np.pad(mask, 1)).max() <= THIN
-    spans = any(mask.take(0, axis).any() and mask.take(-1, axis).any() for axis in (0, 1))
+    box = _bounding_box(mask)
+    shape = mask[box]
+    _, lengths = _axes(shape)
+    one_piece = ndimage.label(shape, np.ones((3, 3)))[1] == 1
+    thin = ndimage.distance_transform_edt(np.pad(shape, 1)).max() <= THIN
+    spans = any(side == slice(0, length) for side, length in zip(box, mask.shape, strict=True))
     return bool(one_piece and thin and not spans and lengths[1] >= max(_LONG, 2.5 * lengths[0]))
 
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from skimage.morphology import skeletonize
 
 from sard_lora.mask_bank import BankMask
 from sard_lora.masks import SOURCES, is_line, sample_mask, split_mask
@@ -76,6 +77,7 @@ def test_a_scratch_of_one_pixel_stays_in_one_piece():
             pieces, count = ndimage.label(mask, np.ones((3, 3)))
             assert np.bincount(pieces.ravel())[1:].max() >= 0.8 * mask.sum(), count
             assert 0.6 * 40 * 0.5 * 0.7 <= mask.sum() <= 0.9 * 200 * 1.4**2 + 1
+            assert mask.sum() <= 1.4**2 * skeletonize(mask).sum() + 3, "as thin as it was"
 
 
 def test_a_blob_without_holes_stays_without_holes():
