@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sard_lora.evaluation.benchmark import benchmark
+from sard_lora.evaluation.benchmark_config import BenchmarkConfig
+from sard_lora.evaluation.cells import Cell
 from sard_lora.surfaces import write_category
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import adapters as adapters_benchmark
 import base as base_benchmark
+import figures
 
 
 def test_the_base_is_measured_beside_its_references(tiny_base, tmp_path):
@@ -56,3 +60,24 @@ def test_switching_adapters_gives_each_its_own_predictions_whatever_the_way(tiny
     assert report["all_ways_give_the_same"] and report["different_predictions"] == 3
     assert set(report["ways"]) == {"resident", "swapped", "anew"}
     assert all(row["switch"] > 0 for row in report["ways"].values())
+
+
+def test_a_benchmark_goes_on_from_its_figures_alone(mvtec, tmp_path, monkeypatch):
+    settings = {
+        "methods": "real,paste",
+        "segmenters": "unet",
+        "seeds": 1,
+        "count": 3,
+        "start_steps": 0,
+        "unet_steps": 1,
+    }
+    first = benchmark(BenchmarkConfig(mvtec, tmp_path / "first", **settings))
+    file = tmp_path / "figures.json"
+    assert figures.pack(tmp_path / "first", file) == 4, "two cells, and the fidelity of both sets"
+    assert figures.pack(tmp_path / "first", file) == 4, "nothing is there twice"
+    assert figures.unpack(tmp_path / "second", file) == 4 and figures.unpack(tmp_path / "second", file) == 0
+    monkeypatch.setattr(Cell, "train", None)  # nothing is trained again
+    second = benchmark(BenchmarkConfig(mvtec, tmp_path / "second", **settings))
+    assert (second["rows"], second["fidelity"]) == (first["rows"], first["fidelity"])
+    with pytest.raises(ValueError, match="no figures"):
+        figures.pack(tmp_path / "nothing", file)

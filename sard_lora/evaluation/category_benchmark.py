@@ -69,17 +69,22 @@ class CategoryBenchmark:
         cell = self._cell(seed, method, segmenter)
         result = cell.tested(self.side)
         if result is None:
-            if not cell.trained:
-                sets, parts = self._sets(seed), parse_method(method)
-                cell.train(
-                    self.config.training(segmenter, seed),
-                    [sample for part in parts for sample in sets.samples(part)],
-                    self.splits[seed].normals,
-                    [sample for part in parts for sample in sets.decoys(part)],
-                    segmenter_start(self.config, segmenter),
-                )
-            result = cell.test(self.side, self.config.device)
+            result = self._trained(seed, method, segmenter).test(self.side, self.config.device)
         return Outcome(self.name, seed, method, segmenter, result, cell.predictions(self.side))
+
+    def _trained(self, seed: int, method: str, segmenter: str) -> Cell:
+        """A cell whose segmenter is there; trained first, unless that was done before."""
+        cell = self._cell(seed, method, segmenter)
+        if not cell.trained:
+            sets, parts = self._sets(seed), parse_method(method)
+            cell.train(
+                self.config.training(segmenter, seed),
+                [sample for part in parts for sample in sets.samples(part)],
+                self.splits[seed].normals,
+                [sample for part in parts for sample in sets.decoys(part)],
+                segmenter_start(self.config, segmenter),
+            )
+        return cell
 
     def _cell(self, seed: int, method: str, segmenter: str) -> Cell:
         start = self.config.start(segmenter)
@@ -153,13 +158,12 @@ class CategoryBenchmark:
             self.config.segmenters
         ):
             return
-        features = self._cell(0, *_FEATURES)
-        key = features.key | {"test": self.side.fingerprint}
+        key = self._cell(0, *_FEATURES).key | {"test": self.side.fingerprint}
 
         @cache
         def reference() -> tuple[Segmenter, torch.Tensor]:
             """That U-Net and its features of the held-back defects."""
-            segmenter = load_segmenter(features.segmenter)
+            segmenter = load_segmenter(self._trained(0, *_FEATURES).segmenter)
             held = [sample for sample in self.side.samples if sample.defect != GOOD]
             return segmenter, defect_features(segmenter, held)
 

@@ -136,6 +136,14 @@ def test_an_adapted_base_belongs_to_its_steps(small, monkeypatch):
     assert len(bases) == 2
 
 
+def test_what_needs_a_network_trains_it_again_where_only_its_figures_were_brought(small):
+    small.methods, small.seeds = "real,paste", 1
+    whole = benchmark(small)
+    for folder in [*small.output.rglob("segmenter"), *small.output.rglob("fidelity")]:
+        shutil.rmtree(folder)
+    assert benchmark(small)["fidelity"] == whole["fidelity"]
+
+
 def test_a_side_without_defects_is_refused_before_anything_is_trained(small):
     for path in sorted((small.data / "test").glob("*/*.png")):
         if path.parent.name != "good" and path.stem > "001":  # one group trains, one is on the test side

@@ -1,0 +1,63 @@
+"""The figures of a benchmark in one file: it goes on from them on another machine, without weights and images.
+
+    python benchmarks/figures.py pack runs/table benchmarks/results/figures.json
+    python benchmarks/figures.py unpack runs/table benchmarks/results/figures.json
+
+`pack` adds what was measured in an output folder of `sard-lora benchmark` to the file, `unpack` puts everything back:
+the same command then trains only what is not there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from sard_lora.atomic import make_folder, write_text
+
+WEIGHTS = "segmenter"
+"""Folders of trained networks: their `result.json` says that the weights are there, and these are not packed."""
+
+
+def pack(output: Path, file: Path) -> int:
+    """Add all figures below `output` to `file`; those of the same cell are replaced. Answers how many it then holds.
+
+    Raises:
+        ValueError: there are no figures in `output`.
+    """
+    found = {
+        path.parent.relative_to(output).as_posix(): json.loads(path.read_text(encoding="utf-8"))
+        for path in output.rglob("result.json")
+        if path.parent.name != WEIGHTS and not path.parent.name.startswith(".")  # half written
+    }
+    if not found:
+        raise ValueError(f"{output}: no figures; give the output folder of a `sard-lora benchmark` that has begun")
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    lines = [f"{json.dumps(name)}: {json.dumps(kept)}" for name, kept in sorted((known | found).items())]
+    make_folder(file.parent)
+    write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")  # a line each, for readable differences
+    return len(lines)
+
+
+def unpack(output: Path, file: Path) -> int:
+    """Put the figures of `file` below `output`, but for those that are there; answers how many were put."""
+    put = 0
+    for name, kept in json.loads(file.read_text(encoding="utf-8")).items():
+        if not (output / name / "result.json").exists():
+            make_folder(output / name)
+            write_text(output / name / "result.json", json.dumps(kept, indent=1))
+            put += 1
+    return put
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pack", "unpack"))
+    parser.add_argument("output", type=Path, help="output folder of `sard-lora benchmark`")
+    parser.add_argument("file", type=Path, help="JSON file of the figures")
+    arguments = parser.parse_args()
+    count = {"pack": pack, "unpack": unpack}[arguments.what](arguments.output, arguments.file)
+    print(f"{arguments.file}: {count} figures {arguments.what}ed")
+
+
+if __name__ == "__main__":
+    main()
