@@ -26,7 +26,7 @@ from sard_lora.adapter_config import LORA_FILE
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.config import parse
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
-from sard_lora.train.joint import ATTENTION_TARGETS, RESNET_TARGETS
+from sard_lora.train.lora import ATTENTION_TARGETS, RESNET_TARGETS
 
 
 @dataclass

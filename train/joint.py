@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel, cast_training_params
-from diffusers.utils.import_utils import is_xformers_available
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from diffusers.training_utils import EMAModel
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from sard_lora import bases
 from sard_lora.adapter_config import AdapterConfig, BaseReference, SamplingSettings, prompts_for
@@ -21,15 +20,14 @@ from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep
 from sard_lora.data import few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.layouts import GOOD
 from sard_lora.margins import fade_margins
-from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature, latent_mask
+from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature
 from sard_lora.product import has_direction
+from sard_lora.train.batches import Batches, BatchSettings
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
+from sard_lora.train.lora import ATTENTION_TARGETS, RESNET_TARGETS, LoraSettings, add_lora, use_xformers
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
 from sard_lora.train.samples import sample_grid
-from sard_lora.train.windows import Windows, WindowSettings, WindowSource
-
-ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
-RESNET_TARGETS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
+from sard_lora.train.windows import WindowSettings, WindowSource
 
 
 @dataclass
@@ -175,7 +173,11 @@ class AdapterTrainer:
         self.split = few_shot_split(category, config.shots, config.draw)
 
         self.base = bases.describe(config.base, config.revision)
-        self.pipe = _load_base(config, accelerator)
+        bf16 = accelerator.mixed_precision == "bf16" and self.device.type == "cuda"  # frozen weights in training's own
+        self.pipe = SardInpaintPipeline.from_pretrained(
+            bases.resolve(config.base), revision=config.revision, dtype=torch.bfloat16 if bf16 else torch.float32
+        ).to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
         unet, scheduler = self.pipe.unet, self.pipe.scheduler
         self.signature = base_signature(unet)
         self.prediction_type = scheduler.config.prediction_type
@@ -196,7 +198,11 @@ class AdapterTrainer:
         self.prompt_embeds = dict(zip(self.prompts, embeds, strict=True))
 
         torch.manual_seed(config.seed)
-        _add_lora(self.pipe, config)
+        add_lora(self.pipe, LoraSettings(config.rank, config.alpha, config.targets))
+        if config.attention == "xformers":
+            use_xformers(unet)
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         self.critic_model = MaskGuidedCritic(
             CriticConfig(
                 latent_channels=self.pipe.vae.config.latent_channels,
@@ -226,42 +232,12 @@ class AdapterTrainer:
                 self.rotate,
             ),
         )
-        self._block: tuple[int, Windows, Windows | None] | None = None
-
-    # --- data ---------------------------------------------------------------------------------------------------------
-
-    def batch(self, micro_step: int) -> Windows:
-        """The windows of one batch, anomalies first: drawn from a block that was encoded once for several steps."""
-        config = self.config
-        normals = round(config.batch_size * config.normal_share)
-        anomalies = config.batch_size - normals
-        block_steps = 8 * config.window_reuse
-        block = micro_step // block_steps
-        if self._block is None or self._block[0] != block:
-            rng = np.random.default_rng([config.seed, 1, block, self.accelerator.process_index])
-            first = self._encode([self.source.draw_anomaly(rng) for _ in range(8 * anomalies)])
-            second = self._encode([self.source.draw_normal(rng) for _ in range(8 * normals)]) if normals else None
-            self._block = (block, first, second)
-        _, first, second = self._block
-        rng = np.random.default_rng([config.seed, 2, micro_step, self.accelerator.process_index])
-        parts = [first.take(rng.permutation(len(first.defects))[:anomalies])]
-        if second is not None:
-            parts.append(second.take(rng.permutation(len(second.defects))[:normals]))
-        return Windows.cat(parts)
-
-    @torch.no_grad()
-    def _encode(self, windows: list[tuple[torch.Tensor, torch.Tensor, str]]) -> Windows:
-        encoded = []
-        for start in range(0, len(windows), 8):
-            images, masks, defects = zip(*windows[start : start + 8], strict=True)
-            x = torch.stack(images).to(self.device, self.pipe.vae.dtype)
-            mask = torch.stack(masks).to(x)
-            with self.accelerator.autocast():
-                latents = self.pipe.encode_images(x)
-                masked = self.pipe.encode_images(x * (mask < 0.5))
-            m = latent_mask(mask, self.pipe.vae_scale_factor)
-            encoded.append(Windows(latents.float(), masked.float(), m.float(), list(defects)))
-        return Windows.cat(encoded)
+        self.batches = Batches(
+            self.source,
+            self.pipe,
+            accelerator,
+            BatchSettings(config.batch_size, config.normal_share, config.window_reuse, config.seed),
+        )
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -287,7 +263,7 @@ class AdapterTrainer:
 
     def _micro_step(self, step: int, micro_step: int) -> dict[str, float]:
         config, accelerator, unet = self.config, self.accelerator, self.pipe.unet
-        windows = self.batch(micro_step)
+        windows = self.batches.batch(micro_step)
         seed = int(np.random.default_rng([config.seed, 3, micro_step, accelerator.process_index]).integers(2**62))
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
@@ -414,51 +390,5 @@ class AdapterTrainer:
     def draw_samples(self, path: Path) -> None:
         """Save a grid normal | mask | result with the current weights, the same pictures every time."""
         rng = np.random.default_rng(self.config.seed)
-        sampling = self.adapter_config(0.0).sampling
-        sample_grid(
-            self.pipe,
-            self.source.bank,
-            self.split.normals,
-            self.prompts,
-            sampling,
-            self.resolution,
-            rng,
-            path,
-            self.config.samples,
-        )
-
-
-def _load_base(config: AdapterTrainConfig, accelerator: Accelerator) -> SardInpaintPipeline:
-    """The base on its device: in bf16 on a GPU when training is, else in fp32."""
-    bf16 = accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda"
-    pipe = SardInpaintPipeline.from_pretrained(
-        bases.resolve(config.base), revision=config.revision, dtype=torch.bfloat16 if bf16 else torch.float32
-    ).to(accelerator.device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _add_lora(pipe: SardInpaintPipeline, config: AdapterTrainConfig) -> None:
-    """Freeze the base and give its UNet a LoRA in fp32."""
-    for module in (pipe.vae, pipe.text_encoder, pipe.unet):
-        module.requires_grad_(False)
-    pipe.unet.add_adapter(
-        LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            init_lora_weights="gaussian",
-            target_modules=list(config.targets),
-        )
-    )
-    cast_training_params(pipe.unet, torch.float32)
-    if config.attention == "xformers":
-        _use_xformers(pipe.unet)
-    if config.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-
-
-def _use_xformers(unet: torch.nn.Module) -> None:
-    if not torch.cuda.is_available() or not is_xformers_available():
-        lacking = "a CUDA device" if not torch.cuda.is_available() else "the package (pip install sard-lora[xformers])"
-        raise ValueError(f"attention=xformers needs {lacking}. Use --attention sdpa, which is as fast on most GPUs")
-    unet.enable_xformers_memory_efficient_attention()
+        config = self.adapter_config(0.0)
+        sample_grid(self.pipe, config, self.source.bank, self.split.normals, rng, path, self.config.samples)

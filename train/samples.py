@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sard_lora.adapter_config import SamplingSettings
+from sard_lora.adapter_config import AdapterConfig
 from sard_lora.images import load_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import MaskBank
@@ -19,18 +19,17 @@ from sard_lora.report import grid
 
 def sample_grid(
     pipe: SardInpaintPipeline,
+    config: AdapterConfig,
     bank: MaskBank,
     normals: Sequence[Sample],
-    prompts: dict[str, str],
-    sampling: SamplingSettings,
-    resolution: int,
     rng: np.random.Generator,
     path: Path,
     per_defect: int,
 ) -> None:
     """Save a picture of what a pipeline makes now: normal image, mask and result in rows, some of every defect."""
+    sampling, prompts = config.sampling, config.prompts
     rows = []
-    for defect in [name for name in prompts if name != GOOD]:
+    for defect in config.defects:
         for _ in range(per_defect):
             image = load_image(normals[rng.integers(len(normals))].image)
             options = sampling.mask_options(defect)
@@ -42,7 +41,7 @@ def sample_grid(
                 negative_prompt=prompts[GOOD],
                 generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
                 feather_width=sampling.feather_width(defect),
-                **sampling.arguments(resolution),
+                **sampling.arguments(config.base.resolution),
             ).images[0]
             rows.append([image, Image.fromarray(mask), result])
     grid(rows, ["normal", "mask", "result"], path)

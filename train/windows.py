@@ -1,4 +1,4 @@
-"""Training windows: square crops around masks, at the scales that sampling will use, encoded to latents."""
+"""Training windows: square crops around masks, at the scales that sampling will use."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,36 +33,6 @@ class WindowSettings:
     rotate: bool
 
 
-@dataclass(frozen=True)
-class Windows:
-    """A stack of encoded windows.
-
-    latents, masked_latents: (N, 4, h, w), scaled; masks: latent masks (N, 1, h, w) in {0, 1}; defects: N names.
-    """
-
-    latents: torch.Tensor
-    masked_latents: torch.Tensor
-    masks: torch.Tensor
-    defects: list[str]
-
-    def take(self, index: np.ndarray) -> "Windows":
-        """The windows at `index`."""
-        rows = torch.from_numpy(index)
-        return Windows(
-            self.latents[rows], self.masked_latents[rows], self.masks[rows], [self.defects[i] for i in index]
-        )
-
-    @staticmethod
-    def cat(parts: Sequence["Windows"]) -> "Windows":
-        """Windows one after the other."""
-        return Windows(
-            torch.cat([part.latents for part in parts]),
-            torch.cat([part.masked_latents for part in parts]),
-            torch.cat([part.masks for part in parts]),
-            [defect for part in parts for defect in part.defects],
-        )
-
-
 class WindowSource:
     """Draws windows of the few anomalies, and of normal images under masks from the sampler."""
 
@@ -89,11 +59,9 @@ class WindowSource:
         sample = self.normals[rng.integers(len(self.normals))]
         image, product = self._normal(str(sample.image))
         defect = self.defects[rng.integers(len(self.defects))]
-        bank, options = (
-            self.bank.for_defect(defect),
-            {"margin": self._margin(defect, rng), "rotate": self.settings.rotate},
-        )
-        return *self._window(image, sample_mask(bank, product, rng, source="mixed", **options).mask, rng), GOOD
+        bank, margin = self.bank.for_defect(defect), self._margin(defect, rng)
+        placement = sample_mask(bank, product, rng, source="mixed", margin=margin, rotate=self.settings.rotate)
+        return *self._window(image, placement.mask, rng), GOOD
 
     def _margin(self, defect: str, rng: np.random.Generator) -> int:
         return int(rng.integers(self.settings.margins[defect] + 1))

@@ -88,16 +88,6 @@ def test_two_processes_write_one_adapter_like_one_with_twice_the_batch(mvtec, ti
     assert both.critic() is not None and both.masks().defects == adapter.masks().defects
 
 
-def test_processes_see_different_windows_and_steps_repeat(mvtec, tiny_base, tmp_path):
-    trainer = AdapterTrainer(config(mvtec, tiny_base, tmp_path / "a"), Accelerator(cpu=True))
-    first, again, later = trainer.batch(0).latents, trainer.batch(0).latents, trainer.batch(1).latents
-    assert first.equal(again) and not first.equal(later)
-    trainer.accelerator.state._shared_state["process_index"] = 1
-    trainer._block = None
-    assert not trainer.batch(0).latents.equal(first)
-    trainer.accelerator.state._shared_state["process_index"] = 0
-
-
 @pytest.mark.parametrize(
     "changes", [{}, {"background": "frozen", "min_snr_gamma": 5.0}, {"critic": False}, {"critic_mask_branch": False}]
 )

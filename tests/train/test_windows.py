@@ -6,7 +6,7 @@ import torch
 
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.layouts import GOOD
-from sard_lora.train.windows import Windows, WindowSettings, WindowSource
+from sard_lora.train.windows import WindowSettings, WindowSource
 
 
 @pytest.fixture
@@ -70,10 +70,3 @@ def test_products_with_a_side_are_not_turned(split):
         windows = [kind._window(image, mask, np.random.default_rng(seed))[0] for seed in range(12)]
         rises.append([bool((x[0, :, -1] - x[0, :, 0]).mean() > 0.1) for x in windows])
     assert all(rises[0]) and not all(rises[1])
-
-
-def test_windows_are_taken_and_joined_in_order():
-    part = Windows(torch.arange(3.0).view(3, 1, 1, 1), torch.zeros(3, 1, 1, 1), torch.ones(3, 1, 1, 1), ["a", "b", "c"])
-    joined = Windows.cat([part.take(np.array([2, 0])), part])
-    assert joined.defects == ["c", "a", "a", "b", "c"]
-    assert joined.latents.flatten().tolist() == [2, 0, 0, 1, 2]
