@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -91,7 +93,8 @@ class Cell:
         seconds = round(time.perf_counter() - begun, 1)
         with atomic_folder(self.segmenter) as temporary:
             save_segmenter(segmenter, temporary)
-            keep(temporary, self.key, {"train_images": len(anomalies), "train_seconds": seconds})
+            trained = {"train_images": len(anomalies), "train_seconds": seconds, "machine": machine(training.device)}
+            keep(temporary, self.key, trained)
         for unfinished in self.folder.glob(f"{_CHECKPOINTS}*"):
             shutil.rmtree(unfinished)
 
@@ -122,6 +125,12 @@ class Cell:
 
     def _test_key(self, side: Side) -> dict[str, Any]:
         return self.key | {"test": side.fingerprint}
+
+
+def machine(device: str = "auto") -> str:
+    """What trains on a device of that name: cores and kind of processor, and the GPU where it is one."""
+    gpu = f", {torch.cuda.get_device_name()}" if training_device(device).type == "cuda" else ""
+    return f"{os.cpu_count()} cores, {platform.machine()}{gpu}"
 
 
 def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str, Any]:

@@ -1,15 +1,11 @@
 """The results of a benchmark: rows over the seeds, and tables in Markdown."""
 
-import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sard_lora.evaluation.page import benchmark_tables
 
@@ -58,8 +54,7 @@ def build_report(outcomes: Sequence[Outcome], settings: Mapping[str, Any], comma
     return {
         "command": command,
         "settings": dict(settings),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "machine": "; ".join(sorted({outcome.result["machine"] for outcome in outcomes})),
         "versions": {name: version(name) for name in ("sard-lora", "torch", "diffusers", "transformers", "monai")},
         "rows": rows,
     }

@@ -1,6 +1,7 @@
 """The benchmark: one row a method and segmenter, killed and started again ends with the same table."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -45,6 +46,7 @@ def test_rows_hold_percentages_over_the_seeds(small):
         assert {"dataset", "base", "images", "miou", "ap", "aupro", "false_alarms"} <= set(row)
         assert 0 <= row["miou"]["mean"] <= 100 and row["miou"]["std"] >= 0
     assert json.loads((small.output / "benchmark.json").read_text())["rows"] == report["rows"]
+    assert re.fullmatch(r"\d+ cores, \w+(, .*)?", report["machine"])
     command = f"sard-lora benchmark --data plate --base {small.base} --methods real,paste+real --segmenters unet"
     assert report["command"] == f"{command} --seeds 2 --count 3 --start_steps 0"
     assert str(small.output.parent) not in json.dumps(report["settings"] | {"base": ""})
@@ -134,6 +136,16 @@ def test_an_adapted_base_belongs_to_its_steps(small, monkeypatch):
     for small.adapt_steps in (1, 2, 1):
         bases.add(CategoryBenchmark(small, category).adapted_base())
     assert len(bases) == 2
+
+
+def test_every_machine_that_trained_is_named(small):
+    benchmark(small)
+    (path,) = small.output.glob("*/cells/seed1/real/unet/test/result.json")
+    kept = json.loads(path.read_text())
+    kept["result"]["machine"] = "16 cores, x86_64, a GPU"
+    path.write_text(json.dumps(kept))
+    machines = benchmark(small)["machine"].split("; ")
+    assert len(machines) == 2 and "16 cores, x86_64, a GPU" in machines
 
 
 def test_what_needs_a_network_trains_it_again_where_only_its_figures_were_brought(small):
