@@ -100,46 +100,51 @@ def _writing_methods(config: BenchmarkConfig) -> list[str]:
 
 
 def _tasks(config: BenchmarkConfig, benches: Sequence[CategoryBenchmark]) -> list[Task]:
-    """All that several processes can do side by side, the sets before the segmenters that are trained on them."""
-    methods, segmenters = split_names(config.methods), split_names(config.segmenters)
+    """What several processes can do side by side and no earlier run has kept, the sets before what is made of them."""
     tasks: dict[str, Task] = {}
 
     def add(name: str, function: Callable[..., Any], *arguments: Any, after: Sequence[str] = ()) -> str:
         tasks.setdefault(name, Task(name, function, arguments, tuple(after)))
         return name
 
-    started: dict[str, list[str]] = {segmenter: [] for segmenter in segmenters}
-    if config.start_steps:
-        for segmenter in segmenters:  # one after the other: they share the drawn surfaces
-            started[segmenter] = [add(f"start, {segmenter}", segmenter_start, config, segmenter, after=list(tasks))]
-    adapted: dict[str, list[str]] = {bench.name: [] for bench in benches}
-    if config.adapt_steps:
-        adapted = {bench.name: [add(f"{bench.name}, adapted base", bench.adapted_base)] for bench in benches}
+    def add_start(segmenter: str) -> list[str]:
+        if not config.start_steps:
+            return []
+        before = [name for name in tasks if name.startswith("start,")]  # they share the drawn surfaces
+        return [add(f"start, {segmenter}", segmenter_start, config, segmenter, after=before)]
 
     def add_set(bench: CategoryBenchmark, seed: int, part: Part, fills: int = 0) -> str:
         place, after = f"{bench.name}, seed {seed}", []
         if part.generated:
+            if config.adapt_steps:
+                after = [add(f"{bench.name}, adapted base", bench.adapted_base)]
             adapter = f"{place}, adapter {bench.adapter_name(seed, part)}"
-            after = [add(adapter, bench.train_adapter, seed, part, after=adapted[bench.name])]
+            after = [add(adapter, bench.train_adapter, seed, part, after=after)]
         name = f"{place}, set {bench.set_name(seed, part, fills)}"
         if fills:
             return add(name, bench.make_fills, seed, part, fills, after=after)
         return add(name, bench.make_set, seed, part, after=after)
 
-    made: dict[tuple[str, int, str], list[str]] = {}
-    for seed, bench, method in product(range(config.seeds), benches, methods):
-        needed = made.setdefault((bench.name, seed, method), [])
-        for part in parse_method(method):
-            if part.kind != "real":
-                needed.append(add_set(bench, seed, part))
-            if part.decoys:
-                needed.append(add_set(bench, seed, part, part.decoys))
-    for bench, seed, method, segmenter in _cells(config, benches):
+    def add_sets(bench: CategoryBenchmark, seed: int, method: str) -> list[str]:
+        parts = parse_method(method)
+        sets = [add_set(bench, seed, part) for part in parts if part.kind != "real"]
+        return sets + [add_set(bench, seed, part, part.decoys) for part in parts if part.decoys]
+
+    cells = [cell for cell in _cells(config, benches) if not cell[0].is_tested(*cell[1:])]
+    started = {segmenter: add_start(segmenter) for *_, segmenter in cells}
+    made = {(bench.name, seed, method): add_sets(bench, seed, method) for bench, seed, method, _ in cells}
+    for bench, seed, method, segmenter in cells:
         title = f"{bench.name}, seed {seed}, {method}, {segmenter}"
         after = made[bench.name, seed, method] + started[segmenter]
         add(title, bench.outcome, seed, method, segmenter, after=after)
+    for bench in benches:
+        if not bench.has_fidelity_rows():
+            sets = [name for method in bench.fidelity_methods() for name in add_sets(bench, 0, method)]
+            seen = [name for name in tasks if name.startswith(f"{bench.name}, seed 0, real, ")]
+            add(f"{bench.name}, fidelity", bench.fidelity_rows, after=sets + seen)
     for bench, method in product(benches, _writing_methods(config) if config.fills else ()):
-        after = [add_set(bench, 0, parse_method(method)[0], config.fills), *started[segmenters[0]]]
+        segmenter = split_names(config.segmenters)[0]
+        after = [add_set(bench, 0, parse_method(method)[0], config.fills), *add_start(segmenter)]
         add(f"{bench.name}, {method}, shortcut", bench.shortcut_row, method, after=after)
     return list(tasks.values())
 

@@ -1,9 +1,8 @@
 """The part of a benchmark that one data set takes: adapters, sets, cells, and what is measured beside them."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +70,10 @@ class CategoryBenchmark:
         if result is None:
             result = self._trained(seed, method, segmenter).test(self.side, self.config.device)
         return Outcome(self.name, seed, method, segmenter, result, cell.predictions(self.side))
+
+    def is_tested(self, seed: int, method: str, segmenter: str) -> bool:
+        """Whether an earlier `outcome` kept its figures."""
+        return self._cell(seed, method, segmenter).tested(self.side) is not None
 
     def _trained(self, seed: int, method: str, segmenter: str) -> Cell:
         """A cell whose segmenter is there; trained first, unless that was done before."""
@@ -152,36 +155,48 @@ class CategoryBenchmark:
         """Make fills, as decoys or for the shortcut test."""
         self._sets(seed).fills(part, count)
 
-    def fidelity_rows(self) -> Iterator[dict[str, Any]]:
-        """How exact and how real each set of the first seed is; none where no U-Net saw the real defects alone."""
-        if _FEATURES[0] not in split_names(self.config.methods) or _FEATURES[1] not in split_names(
-            self.config.segmenters
-        ):
-            return
-        key = self._cell(0, *_FEATURES).key | {"test": self.side.fingerprint}
+    def fidelity_methods(self) -> list[str]:
+        """Those whose fidelity is measured: of one part, and none where no U-Net sees the real defects alone."""
+        methods, segmenters = split_names(self.config.methods), split_names(self.config.segmenters)
+        if _FEATURES[0] not in methods or _FEATURES[1] not in segmenters:
+            return []
+        return [method for method in methods if len(parse_method(method)) == 1]
 
-        @cache
-        def reference() -> tuple[Segmenter, torch.Tensor]:
-            """That U-Net and its features of the held-back defects."""
-            segmenter = load_segmenter(self._trained(0, *_FEATURES).segmenter)
-            held = [sample for sample in self.side.samples if sample.defect != GOOD]
-            return segmenter, defect_features(segmenter, held)
+    def fidelity_rows(self) -> list[dict[str, Any]]:
+        """How exact and how real the set of each such method is, of the first seed."""
+        return [self._fidelity_row(method) for method in self.fidelity_methods()]
 
-        for method in split_names(self.config.methods):
-            parts = parse_method(method)
-            if len(parts) > 1:
-                continue
-            folder = self.config.output / self.name / "fidelity" / method / self.side.name
-            figures = finished(folder, key)
-            if figures is None:
-                samples = self._sets(0).samples(parts[0])
-                segmenter, real = reference()
-                figures = feature_figures(real, defect_features(segmenter, samples))
-                if parts[0].kind != "real":
-                    figures = exactness(samples, self.category.root) | figures
-                figures = {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
-                keep(folder, key, figures)
-            yield {"dataset": self.name, "method": method, **figures}
+    def has_fidelity_rows(self) -> bool:
+        """Whether an earlier `fidelity_rows` kept all of them."""
+        return all(finished(self._fidelity_folder(m), self._fidelity_key) for m in self.fidelity_methods())
+
+    def _fidelity_row(self, method: str) -> dict[str, Any]:
+        folder, key = self._fidelity_folder(method), self._fidelity_key
+        figures = finished(folder, key)
+        if figures is None:
+            segmenter, real = self._reference
+            (part,) = parse_method(method)
+            samples = self._sets(0).samples(part)
+            figures = feature_figures(real, defect_features(segmenter, samples))
+            if part.kind != "real":
+                figures = exactness(samples, self.category.root) | figures
+            figures = {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
+            keep(folder, key, figures)
+        return {"dataset": self.name, "method": method, **figures}
+
+    def _fidelity_folder(self, method: str) -> Path:
+        return self.config.output / self.name / "fidelity" / method / self.side.name
+
+    @property
+    def _fidelity_key(self) -> dict[str, Any]:
+        return self._cell(0, *_FEATURES).key | {"test": self.side.fingerprint}
+
+    @cached_property
+    def _reference(self) -> tuple[Segmenter, torch.Tensor]:
+        """That U-Net and its features of the held-back defects."""
+        segmenter = load_segmenter(self._trained(0, *_FEATURES).segmenter)
+        held = [sample for sample in self.side.samples if sample.defect != GOOD]
+        return segmenter, defect_features(segmenter, held)
 
     def shortcut_row(self, method: str) -> dict[str, Any]:
         """How well a method's fills are told from untouched normal images, in percent."""

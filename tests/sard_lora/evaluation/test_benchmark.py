@@ -122,6 +122,20 @@ def test_segmenters_wait_for_their_start_and_sets_for_their_adapter(small):
     }
 
 
+def test_what_was_measured_before_is_no_task_again(small):
+    """Neither its adapter nor its set are made on a machine that figures alone were brought to."""
+    small.methods, small.seeds = "real,paste,paste+real", 1
+    benches = [CategoryBenchmark(small, category) for category in find_categories(small.data)]
+    assert "plate, fidelity" in {task.name for task in module._tasks(small, benches)}
+    benchmark(small)
+    for folder in (small.output / "plate").glob("seed0"):
+        shutil.rmtree(folder)
+    assert not module._tasks(small, benches)
+    shutil.rmtree(small.output / "plate/cells/seed0/paste")
+    (made, tested) = module._tasks(small, benches)
+    assert made.name.startswith("plate, seed 0, set paste-") and tested.name == "plate, seed 0, paste, unet"
+
+
 def test_no_folder_is_filled_by_two_tasks(small):
     """The set is the same with and without decoys, and so are the decoys and the shortcut test's fills."""
     small.methods, small.seeds, small.fills = "paste,paste[decoys=8],paste[decoys=8]+real", 1, 8

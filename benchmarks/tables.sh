@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The published tables: every figure is made by `sard-lora benchmark` alone.
+#
+#     benchmarks/tables.sh final DATA [WORKERS]        # all methods, three seeds, the test side
+#     benchmarks/tables.sh ablations DATA [WORKERS]    # what each part is worth, two seeds, the dev side
+#     benchmarks/tables.sh shortcut DATA [WORKERS]     # can what was written be told from what was not?
+#
+# DATA holds magnetic_tile and pv_cell_4bb. Stopped and started again it goes on, here or, from the figures in
+# results/figures.json, on another machine. On a GPU as many WORKERS as cores are worth it, under NVIDIA's MPS
+# (nvidia-cuda-mps-control -d), without which processes on one GPU wait for one another.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=$1 data=$(realpath "$2") workers=${3:-1}
+output=${OUTPUT:-runs/table} results=benchmarks/results
+
+case $what in
+final)
+    options=(--shots 1 --seeds 3 --split test)
+    methods=real,paste,sard,cutpaste,draem,inpaint,sard+real,paste+real
+    segmenters=unet,segformer
+    ;;
+ablations)
+    options=(--shots 1 --seeds 2 --split dev)
+    methods=real,paste,sard
+    for change in composite=pixels guidance_scale=2 guidance_scale=3 guidance_scale=5 background=frozen background=off \
+        critic=false critic_mask_branch=false region=full candidates=3 min_visibility=0 strength=1 contrast=null \
+        in_place=0 in_place=0.5 from_noise=0 from_noise=0.3 count=50 count=800 decoys=200; do
+        methods+=",sard[$change]"
+    done
+    for shots in 3 5 null; do # null: a third of all parts
+        methods+=",real[shots=$shots],sard[shots=$shots]"
+    done
+    segmenters=unet
+    ;;
+shortcut)
+    options=(--shots 1 --seeds 1 --split dev --fills 200)
+    methods=real,paste,cutpaste,draem,inpaint,sard
+    segmenters=unet
+    ;;
+*)
+    sed -n '2,12p' "$0"
+    exit 2
+    ;;
+esac
+run() {
+    .venv/bin/sard-lora benchmark --data "$1" "${options[@]}" --methods "$methods" --segmenters "$segmenters" \
+        --output "$output" --workers "$workers"
+}
+
+[ ! -f $results/figures.json ] || .venv/bin/python benchmarks/figures.py unpack "$output" $results/figures.json
+trap '.venv/bin/python benchmarks/figures.py pack "$output" $results/figures.json' EXIT # also of one that was stopped
+run "$data"
+for name in magnetic_tile pv_cell_4bb; do
+    run "$data/$name"
+    suffix=$([ "$what" = final ] || echo "_$what")
+    cp "$output/benchmark.json" "$results/$name$suffix.json"
+    cp "$output/benchmark.md" "$results/$name$suffix.md"
+done
