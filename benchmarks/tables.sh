@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=$1 data=$(realpath "$2") workers=${3:-1}
-output=${OUTPUT:-runs/table} results=benchmarks/results
+python=${PYTHON:-.venv/bin/python} output=${OUTPUT:-runs/table} results=benchmarks/results
 
 case $what in
 final)
@@ -43,12 +43,12 @@ shortcut)
     ;;
 esac
 run() {
-    .venv/bin/sard-lora benchmark --data "$1" "${options[@]}" --methods "$methods" --segmenters "$segmenters" \
+    "$python" -m sard_lora.cli benchmark --data "$1" "${options[@]}" --methods "$methods" --segmenters "$segmenters" \
         --output "$output" --workers "$workers"
 }
 
-[ ! -f $results/figures.json ] || .venv/bin/python benchmarks/figures.py unpack "$output" $results/figures.json
-trap '.venv/bin/python benchmarks/figures.py pack "$output" $results/figures.json' EXIT # also of one that was stopped
+[ ! -f $results/figures.json ] || "$python" benchmarks/figures.py unpack "$output" $results/figures.json
+trap '"$python" benchmarks/figures.py pack "$output" $results/figures.json' EXIT # also of one that was stopped
 run "$data"
 for name in magnetic_tile pv_cell_4bb; do
     run "$data/$name"
