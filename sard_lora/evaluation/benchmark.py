@@ -18,6 +18,7 @@ from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.category_benchmark import CategoryBenchmark, segmenter_start
 from sard_lora.evaluation.methods import Part, parse_method, split_names
 from sard_lora.evaluation.page import write_benchmark_page
+from sard_lora.evaluation.perceptual import load_networks
 from sard_lora.evaluation.results import Outcome, build_report, markdown
 from sard_lora.evaluation.tasks import Task, run_tasks
 from sard_lora.layouts import GOOD
@@ -26,7 +27,7 @@ from sard_lora.layouts import GOOD
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Run what is not finished yet; returns what `benchmark.json` holds.
 
-    Everything about the data is checked before the first step.
+    Everything about the data is checked before the first step, and whether the networks of KID can be had.
     """
     make_folder(config.output)
     benches = [CategoryBenchmark(config, category) for category in find_categories(config.data)]
@@ -37,6 +38,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
                 f"{bench.category.root}: no defects on the {config.split} side; add images of other parts, or take "
                 "the other side (--split)"
             )
+    if config.perceptual:
+        load_networks(config.device)  # downloads them, or says why not, before anything is trained
     if config.workers > 1:
         run_tasks(_tasks(config, benches), config.workers, config.output / "logs")
     outcomes: list[Outcome] = []

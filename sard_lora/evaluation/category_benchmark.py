@@ -14,12 +14,13 @@ from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.cells import Cell, Side, finished, keep
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
 from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
+from sard_lora.evaluation.perceptual import PerceptualNetworks, load_networks, perceptual_figures
 from sard_lora.evaluation.protocol import choose_pictures
 from sard_lora.evaluation.results import Outcome
 from sard_lora.evaluation.segmenters import Segmenter, load_segmenter
 from sard_lora.evaluation.shortcut import shortcut_cell
 from sard_lora.evaluation.start import common_start
-from sard_lora.layouts import GOOD
+from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.adapt import AdaptConfig, adapt
 
 _FEATURES = ("real", "unet")
@@ -180,6 +181,8 @@ class CategoryBenchmark:
             figures = feature_figures(real, defect_features(segmenter, samples))
             if part.kind != "real":
                 figures = exactness(samples, self.category.root) | figures
+                if self.config.perceptual:
+                    figures |= perceptual_figures(self._networks, self.splits[0].train, self._held_back, samples)
             figures = {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
             keep(folder, key, figures)
         return {"dataset": self.name, "method": method, **figures}
@@ -189,14 +192,23 @@ class CategoryBenchmark:
 
     @property
     def _fidelity_key(self) -> dict[str, Any]:
-        return self._cell(0, *_FEATURES).key | {"test": self.side.fingerprint}
+        networks = {"perceptual": True} if self.config.perceptual else {}
+        return self._cell(0, *_FEATURES).key | {"test": self.side.fingerprint} | networks
+
+    @property
+    def _held_back(self) -> list[Sample]:
+        """The defects of the tested side."""
+        return [sample for sample in self.side.samples if sample.defect != GOOD]
 
     @cached_property
     def _reference(self) -> tuple[Segmenter, torch.Tensor]:
         """That U-Net and its features of the held-back defects."""
         segmenter = load_segmenter(self._trained(0, *_FEATURES).segmenter)
-        held = [sample for sample in self.side.samples if sample.defect != GOOD]
-        return segmenter, defect_features(segmenter, held)
+        return segmenter, defect_features(segmenter, self._held_back)
+
+    @cached_property
+    def _networks(self) -> PerceptualNetworks:
+        return load_networks(self.config.device)
 
     def shortcut_row(self, method: str) -> dict[str, Any]:
         """How well a method's fills are told from untouched normal images, in percent."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from sard_lora.evaluation.page import benchmark_tables
 
-FIDELITY = ("background_error", "mask_agreement", "kernel_distance", "diversity")
+FIDELITY = ("background_error", "mask_agreement", "kernel_distance", "diversity", "kid", "ic_lpips")
 FIGURES = ("miou", "iou_defect", "pixel_acc", "ap", "auroc", "f1_max", "aupro")
 """Means over the defect types, in percent; `false_alarms` beside them is a count for each normal image."""
 
@@ -85,6 +85,7 @@ def markdown(report: dict[str, Any]) -> str:
     )
     for name, title, figures in extra:
         if report.get(name):
+            figures = [figure for figure in figures if any(figure in row for row in report[name])]
             lines += [f"**{title}**", "", "| data set | method | " + " | ".join(figures) + " |"]
             lines.append("|---|---|" + "---:|" * len(figures))
             for row in report[name]:
