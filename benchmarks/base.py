@@ -107,9 +107,9 @@ def round_trip(pipe: StableDiffusionInpaintPipeline, images: Sequence[np.ndarray
     """PSNR in dB and SSIM of decoded against encoded pictures, means over the pictures."""
     psnr, ssim = [], []
     for picture in images:
-        x = to_tensor([picture]).to(pipe.device)
+        x = to_tensor([picture]).to(pipe.device, pipe.vae.dtype)
         decoded = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mode()).sample
-        again = decoded[0].clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+        again = decoded[0].float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
         psnr.append(peak_signal_noise_ratio(picture, again))
         ssim.append(structural_similarity(picture, again, channel_axis=-1))
     return {"psnr": round(float(np.mean(psnr)), 2), "ssim": round(float(np.mean(ssim)), 4), "images": len(images)}
@@ -207,12 +207,13 @@ def load(base: str, device: str) -> StableDiffusionInpaintPipeline:
 def benchmark(config: BaseBenchmarkConfig) -> dict:
     """Measure the base on every data set below `config.data`; writes and returns the results."""
     output = make_folder(config.output)
-    pipe = load(config.base, config.device)
+    pipe, revision = load(config.base, config.device), bases.describe(config.base).revision
     resolution = pipe.unet.config.sample_size * pipe.vae_scale_factor
     result = {
-        "command": f"python benchmarks/base.py --data DATA --holes {config.holes} --adapt_steps {config.adapt_steps}",
+        "command": f"python benchmarks/base.py --data DATA --base {config.base} --holes {config.holes} "
+        f"--adapt_steps {config.adapt_steps} --num_inference_steps {config.num_inference_steps}",
         "base": config.base,
-        "revision": bases.describe(config.base).revision,
+        "revision": revision,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {config.device}, torch {torch.__version__}",
         "data": {},
     }
@@ -228,7 +229,7 @@ def benchmark(config: BaseBenchmarkConfig) -> dict:
         }
         rows = {"vae": round_trip(pipe, images), "inpainting": {}}
         if config.adapt_steps:
-            folder = output / "adapted" / root.name
+            folder = output / "adapted" / f"{root.name}-{config.adapt_steps}-{revision}"
             if not folder.exists():
                 adapt(AdaptConfig(root, folder, base=config.base, steps=config.adapt_steps, cpu=config.device == "cpu"))
             history = json.loads((folder / bases.HISTORY).read_text())

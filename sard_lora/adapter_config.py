@@ -61,7 +61,7 @@ class SamplingSettings:
     margins: dict[str, int] = field(default_factory=dict)
     """Pixels by which new masks of a defect are widened, as those of training were: there it fades out."""
     rotate: bool = True
-    """Whether new masks may be turned by any angle: not those of products with a direction."""
+    """Whether new masks may be turned by any angle: of products with a direction only lines are."""
     guidance_scale: float = 3.0
     """Defect guidance against the no-defect prompt; 1 is none."""
     num_inference_steps: int = 20

@@ -37,6 +37,9 @@ class DataError(ValueError):
         lines = [str(problem) for problem in self.problems]
         super().__init__("\n".join(lines if len(lines) == 1 else [f"{len(lines)} problems:", *lines]))
 
+    def __reduce__(self) -> tuple[type["DataError"], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)  # whole also from another process
+
 
 def load_image(path: Path | str) -> Image.Image:
     """The picture as a person sees it in a viewer, as an 8-bit RGB image.

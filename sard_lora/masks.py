@@ -66,7 +66,7 @@ def sample_mask(
     With probability `keep_location` it lies near where the real one was, and is turned by little; else anywhere on the
     foreground. One that touches the image's border (edges chip at edges) goes on touching it, is never turned by more
     than a little, and else lies anywhere along it.
-    Without `rotate`, for products with a direction, it is never turned by more than a little.
+    Without `rotate`, for products with a direction, it is never turned by more than a little, unless it is a line.
     A line (`is_line`) that does not stay near lies anywhere and in any direction; it is from half as long as it was to
     as long as the image allows. The mask is widened by `margin` in the end; its `core` is not.
     Raises `ValueError` for an empty foreground, an empty bank, or an unknown source.
@@ -96,8 +96,12 @@ def sample_mask(
 
 
 def widen(mask: np.ndarray, margin: int) -> np.ndarray:
-    """`mask` (H, W) bool with everything that is at most `margin` pixels away from it."""
-    return ndimage.distance_transform_edt(~mask) <= margin if margin else mask
+    """`mask` (H, W) bool, not empty, with everything that is at most `margin` pixels away from it."""
+    if not margin:
+        return mask
+    wide, box = mask.copy(), _around(mask, margin)
+    wide[box] = ndimage.distance_transform_edt(~mask[box]) <= margin
+    return wide
 
 
 def split_mask(mask: np.ndarray, context: float, min_side: int, limit: int = 12) -> list[np.ndarray]:
@@ -133,9 +137,7 @@ def split_mask(mask: np.ndarray, context: float, min_side: int, limit: int = 12)
 
 def _pieces(mask: np.ndarray) -> list[np.ndarray]:
     """The parts of a mask that lie apart; all together where they are very many."""
-    labels, reach = np.zeros(mask.shape, int), RIM // 2
-    box = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in _bounding_box(mask))
-    labels[box], count = ndimage.label(widen(mask[box], reach), np.ones((3, 3)))
+    labels, count = ndimage.label(widen(mask, RIM // 2), np.ones((3, 3)))
     if count > _SCATTERED:
         return [mask]
     return [mask & (labels == number) for number in range(1, count + 1)]
@@ -179,6 +181,11 @@ def _near(mask: np.ndarray, foreground: np.ndarray, rng: np.random.Generator) ->
     rows, columns = np.nonzero(foreground)
     nearest = np.argmin((rows - wanted[0]) ** 2 + (columns - wanted[1]) ** 2)
     return int(rows[nearest]), int(columns[nearest])
+
+
+def _around(mask: np.ndarray, reach: int) -> tuple[slice, slice]:
+    """The box around a mask, `reach` pixels wider on every side, as far as the image goes."""
+    return tuple(slice(max(0, side.start - reach), side.stop + reach) for side in _bounding_box(mask))
 
 
 def _bounding_box(mask: np.ndarray, reach: int = 0) -> tuple[slice, slice]:
@@ -295,8 +302,8 @@ def _deform(
 
     A mask that keeps its place is turned by at most 12 degrees. Any other is mirrored half of the time and turned by
     any angle, or if it is large upside down, so that it need not shrink. Without `rotate` it is turned by at most 5
-    degrees, and upside down. The scale is at least `least`, but for a side that would become longer than `most`
-    (height, width) before the bending.
+    degrees, and upside down, unless it is a `line`. The scale is at least `least`, but for a side that would become
+    longer than `most` (height, width) before the bending.
     """
     scale = max(least, np.exp(rng.uniform(*np.log(SCALES))))
     angle, mirrored = np.deg2rad(rng.uniform(-12, 12) if rotate else rng.uniform(-5, 5)), False

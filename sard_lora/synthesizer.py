@@ -84,8 +84,8 @@ class SynthesizeConfig:
     background: str | None = None
     """Background mode of RCD; default: the adapter's."""
     composite: str = "change"
-    """Write the change that diffusion makes (change), only where the defect makes it (defect), or decoded pixels
-    (pixels)."""
+    """Write the change that diffusion makes (change), only where the defect makes it (defect), only what the defect
+    makes of it (contrast), or decoded pixels (pixels)."""
     region: str = "window"
     """Generate in a window around the mask, or in the full image: window or full."""
     guidance_scale: float | None = None

@@ -20,6 +20,7 @@ from peft import LoraConfig
 from sard_lora import bases
 from sard_lora.adapter_config import product_name
 from sard_lora.atomic import atomic_folder, make_folder
+from sard_lora.caching import Kept
 from sard_lora.data import fingerprint, normal_images
 from sard_lora.images import load_image
 from sard_lora.layouts import Sample
@@ -236,7 +237,7 @@ class WindowsOfNormals:
 
     def __init__(self, normals: Sequence[Sample], product: str, resolution: int, config: AdaptConfig) -> None:
         self.normals, self.product, self.resolution, self.config = normals, product, resolution, config
-        self._image = lru_cache(maxsize=1024)(_load)
+        self._image = Kept(_load, lambda image: image.nbytes)
         self.rotate = config.rotate
         if config.rotate is None:
             self.rotate = not has_direction([sample.image for sample in normals])
@@ -271,8 +272,8 @@ class WindowsOfNormals:
 
 
 def _load(path: str) -> torch.Tensor:
-    """An image as (3, H, W) float in 0..255."""
-    return torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1).float()
+    """An image as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1)
 
 
 def _settings(config: AdaptConfig) -> dict[str, Any]:

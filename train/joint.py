@@ -84,8 +84,8 @@ class AdapterTrainConfig:
     flip_vertical: bool = True
     """Mirror windows top to bottom."""
     rotate: bool | None = None
-    """Turn windows by quarter turns, and new masks by any angle; by default unless the pictures have a direction, as
-    brushed metal or cells with bars do."""
+    """Turn windows by quarter turns, and new masks by any angle (lines always are); by default unless the pictures
+    have a direction, as brushed metal or cells with bars do."""
     background: str = "renoised"
     """Background mode of RCD: renoised, frozen or off."""
     background_weight: float = 0.1

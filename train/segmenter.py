@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from sard_lora.caching import Kept
 from sard_lora.evaluation.metrics import ScoreHistogram, logit_of_share
 from sard_lora.evaluation.segmenters import (
     Segmenter,
@@ -31,9 +32,6 @@ from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.layouts import Sample
 from sard_lora.precision import mixed_precision
 from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
-
-# Decoded images are kept up to this size in all; what does not fit is decoded again whenever it is drawn.
-CACHE_BYTES = 2 << 30
 
 _THRESHOLD_IMAGES = 60
 """Normal images that the threshold is set on."""
@@ -221,8 +219,7 @@ class CropSource:
         defects = sorted({sample.defect for sample in anomalies})
         self.by_defect = [[sample for sample in anomalies if sample.defect == defect] for defect in defects]
         self.normals, self.decoys = list(normals), list(decoys)
-        self._decoded: dict[Sample, tuple[np.ndarray, np.ndarray]] = {}
-        self._bytes = 0
+        self._load = Kept(self._decode, lambda decoded: sum(array.nbytes for array in decoded))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, crop, crop) in [0, 1] and masks (B, 1, crop, crop) of step `step`, for `segmentation_loss`.
@@ -245,10 +242,8 @@ class CropSource:
             masks.append(torch.from_numpy(np.float32(mask == DEFECT)).unsqueeze(0))
         return torch.stack(images), torch.stack(masks)
 
-    def _load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    def _decode(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """uint8 image (H, W, 3), (H, W, 1) if grey, and `load_mask`'s mask (H, W); both sides are at least `crop`."""
-        if sample in self._decoded:
-            return self._decoded[sample]
         image = load_image(sample.image)
         mask = np.zeros((image.height, image.width), np.uint8)
         if sample.mask is not None:
@@ -256,12 +251,7 @@ class CropSource:
         pixels = np.asarray(image)
         if (pixels == pixels[..., :1]).all():
             pixels = pixels[..., :1]  # a third of the work for every crop of it
-        decoded = _reflect_to(pixels, mask, self.crop)
-        size = sum(array.nbytes for array in decoded)
-        if self._bytes + size <= CACHE_BYTES:
-            self._decoded[sample] = decoded
-            self._bytes += size
-        return decoded
+        return _reflect_to(pixels, mask, self.crop)
 
 
 def _reflect_to(image: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

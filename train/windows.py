@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
 
+from sard_lora.caching import Kept
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.mask_bank import MaskBank
@@ -46,7 +46,7 @@ class WindowSource:
             self.by_defect[sample.defect].append((image, mask))
         self.normals = list(normals)
         self.bank = MaskBank.from_samples(anomalies)
-        self._normal = lru_cache(maxsize=512)(_load_normal)
+        self._normal = Kept(_load_normal, lambda loaded: 3 * loaded[1].size + loaded[1].nbytes)
 
     def draw_anomaly(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
         """One window of a real defect, every defect type equally often: (3, R, R) in [-1, 1], (1, R, R), defect."""

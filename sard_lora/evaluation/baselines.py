@@ -1,4 +1,4 @@
-"""Training sets that need no generator, on the same normal images and with masks of the same areas as the generator's.
+"""Training sets that need no generator, on the same normal images and under masks drawn as the generator's.
 
 - `paste`: real defects moved and relit (`sard_lora.transplant`), without diffusion, each labelled a defect as a whole;
 - `cutpaste`: a patch or a scar of the normal image itself, moved (Li et al. 2021, CutPaste);

@@ -15,13 +15,13 @@ from typing import Any
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.data import Category, open_category, require_sound
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
-from sard_lora.evaluation.category_benchmark import CategoryBenchmark, segmenter_start
+from sard_lora.evaluation.category_benchmark import FIDELITY_NETWORK, CategoryBenchmark, segmenter_start
 from sard_lora.evaluation.methods import Part, parse_method, split_names
 from sard_lora.evaluation.page import write_benchmark_page
 from sard_lora.evaluation.perceptual import load_networks
 from sard_lora.evaluation.results import Outcome, build_report, markdown
 from sard_lora.evaluation.tasks import Task, run_tasks
-from sard_lora.layouts import GOOD
+from sard_lora.layouts import GOOD, find_layout
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
@@ -71,20 +71,11 @@ def find_categories(data: Path) -> list[Category]:
     """The data set in `data`, or all data sets in its folders.
 
     Raises:
-        ValueError: neither `data` nor any folder in it is a data set.
+        ValueError: neither `data` nor any folder in it is a data set, or one of them cannot be read.
     """
-    try:
-        return [open_category(data)]
-    except ValueError as error:
-        found = []
-        for folder in sorted(path for path in data.glob("*") if path.is_dir()):
-            try:
-                found.append(open_category(folder))
-            except ValueError:
-                continue
-        if not found:
-            raise error
-        return found
+    folders = [] if find_layout(data) else sorted(path for path in data.glob("*") if path.is_dir())
+    found = [open_category(folder) for folder in folders if find_layout(folder)]
+    return found or [open_category(data)]
 
 
 def _cells(
@@ -144,8 +135,11 @@ def _tasks(config: BenchmarkConfig, benches: Sequence[CategoryBenchmark]) -> lis
         if not bench.has_fidelity_rows():
             sets = [name for method in bench.fidelity_methods() for name in add_sets(bench, 0, method)]
             seen = [name for name in tasks if name.startswith(f"{bench.name}, seed 0, real, ")]
-            add(f"{bench.name}, fidelity", bench.fidelity_rows, after=sets + seen)
+            needed = [] if bench.has_fidelity_network() else add_start(FIDELITY_NETWORK[1])
+            add(f"{bench.name}, fidelity", bench.fidelity_rows, after=[*sets, *seen, *needed])
     for bench, method in product(benches, _writing_methods(config) if config.fills else ()):
+        if bench.has_shortcut_row(method):
+            continue
         segmenter = split_names(config.segmenters)[0]
         after = [add_set(bench, 0, parse_method(method)[0], config.fills), *add_start(segmenter)]
         add(f"{bench.name}, {method}, shortcut", bench.shortcut_row, method, after=after)

@@ -13,7 +13,7 @@ from sard_lora.data import Category, Split, few_shot_split, fingerprint
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.cells import Cell, Side, finished, keep
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
-from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
+from sard_lora.evaluation.methods import REVISION, Part, SetMaker, parse_method, split_names
 from sard_lora.evaluation.perceptual import PerceptualNetworks, load_networks, perceptual_figures
 from sard_lora.evaluation.protocol import choose_pictures
 from sard_lora.evaluation.results import Outcome
@@ -23,7 +23,7 @@ from sard_lora.evaluation.start import common_start
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.adapt import AdaptConfig, adapt
 
-_FEATURES = ("real", "unet")
+FIDELITY_NETWORK = ("real", "unet")
 """Method and segmenter whose network gives the features of fidelity."""
 
 
@@ -97,6 +97,7 @@ class CategoryBenchmark:
             f"{self.name}, seed {seed}, {method}, {segmenter}",
             {
                 "method": method,
+                "revision": REVISION,
                 "training": asdict(self.config.training(segmenter, seed)),
                 "start": start and asdict(start),
                 "base": bases.describe(self.config.base).revision,
@@ -159,7 +160,7 @@ class CategoryBenchmark:
     def fidelity_methods(self) -> list[str]:
         """Those whose fidelity is measured: of one part, and none where no U-Net sees the real defects alone."""
         methods, segmenters = split_names(self.config.methods), split_names(self.config.segmenters)
-        if _FEATURES[0] not in methods or _FEATURES[1] not in segmenters:
+        if FIDELITY_NETWORK[0] not in methods or FIDELITY_NETWORK[1] not in segmenters:
             return []
         return [method for method in methods if len(parse_method(method)) == 1]
 
@@ -170,6 +171,10 @@ class CategoryBenchmark:
     def has_fidelity_rows(self) -> bool:
         """Whether an earlier `fidelity_rows` kept all of them."""
         return all(finished(self._fidelity_folder(m), self._fidelity_key) for m in self.fidelity_methods())
+
+    def has_fidelity_network(self) -> bool:
+        """Whether the U-Net that sees the real defects alone is there, and not its figures only."""
+        return self._cell(0, *FIDELITY_NETWORK).trained
 
     def _fidelity_row(self, method: str) -> dict[str, Any]:
         folder, key = self._fidelity_folder(method), self._fidelity_key
@@ -193,7 +198,7 @@ class CategoryBenchmark:
     @property
     def _fidelity_key(self) -> dict[str, Any]:
         networks = {"perceptual": True} if self.config.perceptual else {}
-        return self._cell(0, *_FEATURES).key | {"test": self.side.fingerprint} | networks
+        return self._cell(0, *FIDELITY_NETWORK).key | {"test": self.side.fingerprint} | networks
 
     @property
     def _held_back(self) -> list[Sample]:
@@ -203,7 +208,7 @@ class CategoryBenchmark:
     @cached_property
     def _reference(self) -> tuple[Segmenter, torch.Tensor]:
         """That U-Net and its features of the held-back defects."""
-        segmenter = load_segmenter(self._trained(0, *_FEATURES).segmenter)
+        segmenter = load_segmenter(self._trained(0, *FIDELITY_NETWORK).segmenter)
         return segmenter, defect_features(segmenter, self._held_back)
 
     @cached_property
@@ -212,16 +217,35 @@ class CategoryBenchmark:
 
     def shortcut_row(self, method: str) -> dict[str, Any]:
         """How well a method's fills are told from untouched normal images, in percent."""
-        segmenter = split_names(self.config.segmenters)[0]
-        start = self.config.start(segmenter)
-        figures = shortcut_cell(
-            self.config.output / self.name / "shortcut" / method / segmenter,
-            {"method": method, "start": start and asdict(start)},
-            f"{self.name}, {method}, shortcut",
-            self._sets(0).fills(parse_method(method)[0], self.config.fills),
-            self.splits[0].normals,
-            self.config.training(segmenter, 0),
-            segmenter_start(self.config, segmenter),
-        )
+        segmenter, figures = self._shortcut_segmenter, self._kept_shortcut(method)
+        if figures is None:
+            start = self.config.start(segmenter)
+            figures = shortcut_cell(
+                self._shortcut_folder(method),
+                {"method": method, "start": start and asdict(start)},
+                f"{self.name}, {method}, shortcut",
+                self._sets(0).fills(parse_method(method)[0], self.config.fills),
+                self.splits[0].normals,
+                self.config.training(segmenter, 0),
+                segmenter_start(self.config, segmenter),
+            )
+            keep(self._shortcut_folder(method) / "row", self._shortcut_key(method), figures)
         row = {"dataset": self.name, "method": method, "segmenter": segmenter, "fills": self.config.fills}
         return row | {name: round(100 * value, 3) for name, value in figures.items()}
+
+    def has_shortcut_row(self, method: str) -> bool:
+        """Whether an earlier `shortcut_row` kept its figures."""
+        return self._kept_shortcut(method) is not None
+
+    def _kept_shortcut(self, method: str) -> dict[str, Any] | None:
+        return finished(self._shortcut_folder(method) / "row", self._shortcut_key(method))
+
+    @property
+    def _shortcut_segmenter(self) -> str:
+        return split_names(self.config.segmenters)[0]
+
+    def _shortcut_folder(self, method: str) -> Path:
+        return self.config.output / self.name / "shortcut" / method / self._shortcut_segmenter
+
+    def _shortcut_key(self, method: str) -> dict[str, Any]:
+        return self._cell(0, method, self._shortcut_segmenter).key | {"fills": self.config.fills}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training_device
 
+PACKAGES = ("sard-lora", "torch", "diffusers", "transformers", "monai")
+"""Whose versions are kept beside what was trained with them."""
 _CHECKPOINTS = "training-"
 
 
@@ -93,8 +96,8 @@ class Cell:
         seconds = round(time.perf_counter() - begun, 1)
         with atomic_folder(self.segmenter) as temporary:
             save_segmenter(segmenter, temporary)
-            trained = {"train_images": len(anomalies), "train_seconds": seconds, "machine": machine(training.device)}
-            keep(temporary, self.key, trained)
+            result = {"train_images": len(anomalies), "train_seconds": seconds, "machine": machine(training.device)}
+            keep(temporary, self.key, result | {"versions": {name: version(name) for name in PACKAGES}})
         for unfinished in self.folder.glob(f"{_CHECKPOINTS}*"):
             shutil.rmtree(unfinished)
 

@@ -32,6 +32,8 @@ from sard_lora.synthesizer import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 
+REVISION = 1
+"""Raised whenever the same settings give other images or other segmenters: what was kept before is then made anew."""
 PARTS = ("real", *BASELINES, "inpaint", "sard")
 INPAINT: dict[str, Any] = {
     "background": "off",
@@ -131,7 +133,8 @@ def _typed(method: str, setting: str, text: str) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=_TYPES[setting])
     try:
-        return parser.parse_args([f"--value={text}"]).value
+        value = parser.parse_args([f"--value={text}"]).value
+        return tuple(value) if isinstance(value, list) else value  # parts are compared and hashed
     except ArgumentError as error:
         raise ValueError(f"method {method!r}: {setting}={text} is not a {_TYPES[setting]}") from error
 
@@ -192,7 +195,7 @@ class SetMaker:
         if part.kind in BASELINES:
             key |= part.settings({"margin"}) | {"shots": self._shots(part)} | self._origin
         else:
-            key |= {"adapter": self._adapter_key(part)} | self._synthesis(part)
+            key = {"adapter": self._adapter_key(part)} | self._synthesis(part) | key
         return self.folder / "sets" / _name(part.kind, key)
 
     def adapter_folder(self, part: Part) -> Path:
@@ -203,7 +206,7 @@ class SetMaker:
     def _origin(self) -> dict[str, Any]:
         """What everything depends on that is made here."""
         split = few_shot_split(self.category)
-        return {"data": fingerprint([*split.train, *split.normals]), "seed": self.seed}
+        return {"data": fingerprint([*split.train, *split.normals]), "seed": self.seed, "revision": REVISION}
 
     def _draw(self, part: Part, split: Split, count: int, fills: bool, folder: Path) -> None:
         defects = sorted({sample.defect for sample in split.train})

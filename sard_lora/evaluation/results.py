@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sard_lora.evaluation.cells import PACKAGES
 from sard_lora.evaluation.page import benchmark_tables
 
 FIDELITY = ("background_error", "mask_agreement", "kernel_distance", "diversity", "kid", "ic_lpips")
@@ -55,7 +55,9 @@ def build_report(outcomes: Sequence[Outcome], settings: Mapping[str, Any], comma
         "command": command,
         "settings": dict(settings),
         "machine": "; ".join(sorted({outcome.result["machine"] for outcome in outcomes})),
-        "versions": {name: version(name) for name in ("sard-lora", "torch", "diffusers", "transformers", "monai")},
+        "versions": {
+            name: "; ".join(sorted({outcome.result["versions"][name] for outcome in outcomes})) for name in PACKAGES
+        },
         "rows": rows,
     }
 

@@ -1,5 +1,6 @@
 """What people really feed in is read right, or refused by name with the way out; nothing is half-written."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from sard_lora import atomic
 from sard_lora.data import DataError, find_problems, open_category, require_sound
-from sard_lora.images import load_image, load_mask
+from sard_lora.images import Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.report import contact_sheet
 
@@ -243,3 +244,11 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path):
         raise KeyboardInterrupt
     assert (tmp_path / "sheet.png").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_problems_are_readable_also_from_another_process():
+    error = DataError(
+        [Problem(Path("a.png"), "damaged", "Save it again"), Problem(Path("b.png"), "empty", "Take it out")]
+    )
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and again.problems == error.problems

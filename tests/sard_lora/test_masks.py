@@ -6,7 +6,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from sard_lora.mask_bank import BankMask
-from sard_lora.masks import SOURCES, is_line, sample_mask, split_mask
+from sard_lora.masks import SOURCES, is_line, sample_mask, split_mask, widen
 from sard_lora.shapes import perlin
 
 sides = st.integers(1, 70)
@@ -154,6 +154,13 @@ def test_a_margin_widens_the_mask_on_the_foreground():
     assert np.array_equal(core, tight)
     distance = ndimage.distance_transform_edt(~tight)
     assert ((distance <= 3) & part == wide).all() and wide.sum() > tight.sum()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 9))
+def test_widening_looks_at_the_masks_surroundings_alone_and_finds_the_same(seed, margin):
+    mask = np.random.default_rng(seed).random((40, 50)) < 0.003
+    mask[11, 7] = True
+    assert np.array_equal(widen(mask, margin), ndimage.distance_transform_edt(~mask) <= margin)
 
 
 def test_scattered_spots_stay_round():

@@ -158,6 +158,11 @@ def test_what_is_written_beyond_the_outline_is_labelled_as_its_fringe(adapter, m
     assert values[("hole", "sard")] == {0, FRINGE, DEFECT}
     assert values[("hole", IN_PLACE)] == values[("scratch", "sard")] == {0, DEFECT}
     assert find_problems(open_category(tmp_path / "set")) == []
+    fills = replace(settings(adapter, mvtec, tmp_path / "fills", count=4, fills=True), adapter=folder)
+    synthesize(fills)
+    for record in LabelledSet(tmp_path / "fills").records():
+        label = np.unique(Image.open(tmp_path / "fills" / record["mask_file_name"]))
+        assert label.tolist() == [0, DEFECT], "nothing fades out in a fill"
 
 
 def test_real_defects_are_where_diffusion_starts_from(adapter, mvtec, tmp_path):

@@ -1,5 +1,6 @@
 """The segmenter's training: repeatable, balanced, on crops that show what they should, and it learns."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sard_lora.caching import Kept
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation.segmenters import build_segmenter, predict
 from sard_lora.images import DEFECT, FRINGE
@@ -152,11 +154,11 @@ def test_a_grey_picture_is_worked_on_in_one_channel_with_the_same_crops(split, m
     config = SegmenterConfig(batch_size=8, crop=32)
     grey = CropSource(split.train, split.normals, config)
     images, masks = zip(*(grey.batch(step) for step in range(6)), strict=True)
-    assert {image.shape[2] for image, _ in grey._decoded.values()} == {1}
+    assert {image.shape[2] for image, _ in grey._load.results.values()} == {1}
     colour = CropSource(split.train, split.normals, config)
     for sample in (*split.train, *split.normals):
         image, mask = grey._load(sample)
-        colour._decoded[sample] = image.repeat(3, 2), mask
+        colour._load.results[sample] = image.repeat(3, 2), mask
     wanted, wanted_masks = zip(*(colour.batch(step) for step in range(6)), strict=True)
     assert torch.equal(torch.stack(masks), torch.stack(wanted_masks))
     assert (torch.stack(images) - torch.stack(wanted)).abs().max() < 0.02, "JPEG rounds colours, no more"
@@ -172,12 +174,12 @@ def test_smaller_images_are_continued_by_reflection_defects_and_all(split):
 def test_what_does_not_fit_into_memory_is_decoded_again_with_the_same_result(split, monkeypatch):
     config = SegmenterConfig(batch_size=4, crop=32)
     wanted = [CropSource(split.train, split.normals, config).batch(step) for step in range(3)]
-    monkeypatch.setattr(segmenter, "CACHE_BYTES", 10_000)
+    monkeypatch.setattr(segmenter, "Kept", partial(Kept, limit=10_000))
     source = CropSource(split.train, split.normals, config)
     for step in range(3):
         images, masks = source.batch(step)
         assert torch.equal(images, wanted[step][0]) and torch.equal(masks, wanted[step][1])
-    assert sum(image.nbytes + mask.nbytes for image, mask in source._decoded.values()) <= 10_000
+    assert sum(image.nbytes + mask.nbytes for image, mask in source._load.results.values()) <= 10_000
 
 
 def test_defect_types_are_drawn_evenly_however_many_images_they_have(tmp_path):

@@ -122,7 +122,7 @@ def test_segmenters_wait_for_their_start_and_sets_for_their_adapter(small):
     }
 
 
-def test_what_was_measured_before_is_no_task_again(small):
+def test_what_was_measured_before_is_no_task_again(small, monkeypatch):
     """Neither its adapter nor its set are made on a machine that figures alone were brought to."""
     small.methods, small.seeds = "real,paste,paste+real", 1
     benches = [CategoryBenchmark(small, category) for category in find_categories(small.data)]
@@ -131,6 +131,15 @@ def test_what_was_measured_before_is_no_task_again(small):
     for folder in (small.output / "plate").glob("seed0"):
         shutil.rmtree(folder)
     assert not module._tasks(small, benches)
+    for folder in [*small.output.rglob("segmenter"), *small.output.rglob("fidelity")]:
+        shutil.rmtree(folder)
+    small.start_steps = 1  # another key, as if only figures of that were known
+    with monkeypatch.context() as patch:
+        patch.setattr(CategoryBenchmark, "is_tested", lambda *_: True)
+        tasks = {task.name: task for task in module._tasks(small, benches)}
+    assert "start, unet" in tasks["plate, fidelity"].after, "its network is trained again, from the common start"
+    small.start_steps = 0
+    benchmark(small)
     shutil.rmtree(small.output / "plate/cells/seed0/paste")
     (made, tested) = module._tasks(small, benches)
     assert made.name.startswith("plate, seed 0, set paste-") and tested.name == "plate, seed 0, paste, unet"
@@ -197,6 +206,9 @@ def test_a_folder_of_data_sets_is_taken_whole(tmp_path):
     assert [category.name for category in find_categories(tmp_path / "data/washer")] == ["washer"]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         find_categories(tmp_path / "nowhere")
+    (tmp_path / "data/washer/manifest.csv").write_text("file;group\n")
+    with pytest.raises(ValueError, match=r"manifest.csv"):  # and not left out without a word
+        find_categories(tmp_path / "data")
 
 
 def test_bad_settings_are_named(mvtec):
@@ -205,7 +217,7 @@ def test_bad_settings_are_named(mvtec):
             BenchmarkConfig(mvtec, **wrong)
 
 
-def test_the_shortcut_test_stands_in_table_and_page(small):
+def test_the_shortcut_test_stands_in_table_and_page_and_is_kept(small, monkeypatch):
     report = benchmark(BenchmarkConfig(**vars(small) | {"methods": "real,paste", "seeds": 1, "fills": 8}))
     assert [row["method"] for row in report["fidelity"]] == ["real", "paste"]
     assert report["fidelity"][1]["background_error"] == 0
@@ -213,4 +225,12 @@ def test_the_shortcut_test_stands_in_table_and_page(small):
     assert (row["method"], row["fills"]) == ("paste", 8)
     assert 0 < row["chance"] < 100 and 0 <= row["ap"] <= 100
     assert "| plate | paste |" in (small.output / "benchmark.md").read_text()
+    for name in ("seed0", "shortcut/paste/unet/segmenter"):  # as on a machine that figures alone were brought to
+        shutil.rmtree(small.output / "plate" / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(Cell, "train", None)
+        again = benchmark(
+            BenchmarkConfig(**vars(small) | {"methods": "real,paste", "seeds": 1, "fills": 8, "workers": 2})
+        )
+    assert again["shortcut"] == report["shortcut"]
     assert "Shortcut test" in (small.output / "index.html").read_text()

@@ -38,6 +38,8 @@ def test_settings_have_the_types_of_the_command_line():
         "critic": False,
         "margin": None,
     }
+    (listed,) = parse_method("sard[defects=[crack,hole]]")
+    assert dict(listed.options) == {"defects": ("crack", "hole")}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,13 @@ def test_sets_of_other_shots_or_other_data_are_other_sets(maker):
     mask = few_shot_split(maker.category).train[0].mask
     Image.fromarray(~np.asarray(Image.open(mask))).save(mask)
     assert not folders & {replace(maker, shots=1).set_folder(Part(kind)) for kind in ("paste", "sard")}
+
+
+def test_fills_of_other_numbers_are_other_sets_whatever_a_method_says_of_its_own(maker):
+    for name in ("sard", "sard[count=50]", "paste[count=50]"):
+        (part,) = parse_method(name)
+        assert len({maker.set_folder(part, count, fills=True) for count in (30, 50, 200)}) == 3
+        assert maker.set_folder(part) not in {maker.set_folder(part, count, fills=True) for count in (4, 50)}
 
 
 def test_decoys_are_fills_of_the_same_kind(maker):
