@@ -60,7 +60,7 @@ class SegmenterConfig:
     """Peak learning rate; default: 2e-3 for U-Net and BiSeNet V2, 5e-4 for SegFormer, 6e-5 where it is pretrained."""
     anomaly_share: float = 0.5
     """Share of the crops that hold a defect; the others come from normal images."""
-    false_area: float = 0.002
+    false_area: float = 0.0005
     """Share of the pixels of normal training images that may be marked as a defect: the threshold is raised until no
     more are. 1 leaves it where the loss puts it."""
     seed: int = 0
