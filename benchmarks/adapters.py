@@ -8,8 +8,6 @@ adapter each time.
 """
 
 import json
-import os
-import platform
 import resource
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from sard_lora import bases
 from sard_lora.adapter_config import LORA_FILE
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.config import parse
+from sard_lora.evaluation.cells import machine
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
 from sard_lora.train.lora import ATTENTION_TARGETS, RESNET_TARGETS
 
@@ -137,7 +136,7 @@ def benchmark(config: AdaptersBenchmarkConfig) -> dict:
     report = {
         "command": f"python benchmarks/adapters.py --adapters {config.adapters} --rank {config.rank}",
         "base": config.base,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": f"{machine('cpu')}, torch {torch.__version__}",
         "megabytes_of_one": round((folders[0] / LORA_FILE).stat().st_size / 2**20, 1),
         "ways": {way: {name: round(value, 4) for name, value in row.items()} for way, row in results.items()},
         "times_faster_than_anew": {

@@ -7,8 +7,6 @@ saw those of the training side. The result is `base.json`, `base.md` and one pic
 """
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from sard_lora.adapter_config import prompts_for
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.config import parse
 from sard_lora.data import Category, few_shot_split, open_category
+from sard_lora.evaluation.cells import machine
 from sard_lora.images import load_image
 from sard_lora.layouts import GOOD
 from sard_lora.pipelines.sard_inpaint import Box, crop_window
@@ -214,7 +213,7 @@ def benchmark(config: BaseBenchmarkConfig) -> dict:
         f"--adapt_steps {config.adapt_steps} --num_inference_steps {config.num_inference_steps}",
         "base": config.base,
         "revision": revision,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {config.device}, torch {torch.__version__}",
+        "machine": f"{machine('cpu')}, {config.device}, torch {torch.__version__}",
         "data": {},
     }
     for root in sorted(path for path in config.data.iterdir() if (path / "train" / "good").is_dir()):

@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sard_lora.atomic import make_folder, write_text
+from sard_lora.atomic import write_text
 
 WEIGHTS = "segmenter"
 """Folders of trained networks: their `result.json` says that the weights are there, and these are not packed."""
@@ -32,7 +32,6 @@ def pack(output: Path, file: Path) -> int:
         raise ValueError(f"{output}: no figures; give the output folder of a `sard-lora benchmark` that has begun")
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     lines = [f"{json.dumps(name)}: {json.dumps(kept)}" for name, kept in sorted((known | found).items())]
-    make_folder(file.parent)
     write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")  # a line each, for readable differences
     return len(lines)
 
@@ -42,7 +41,6 @@ def unpack(output: Path, file: Path) -> int:
     put = 0
     for name, kept in json.loads(file.read_text(encoding="utf-8")).items():
         if not (output / name / "result.json").exists():
-            make_folder(output / name)
             write_text(output / name / "result.json", json.dumps(kept, indent=1))
             put += 1
     return put

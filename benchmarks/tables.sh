@@ -10,7 +10,7 @@
 # (nvidia-cuda-mps-control -d), without which processes on one GPU wait for one another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=$1 data=$(realpath "$2") workers=${3:-1}
+what=${1:-} data=$(realpath "${2:-.}") workers=${3:-1}
 python=${PYTHON:-.venv/bin/python} output=${OUTPUT:-runs/table} results=benchmarks/results
 
 case $what in
@@ -38,7 +38,7 @@ shortcut)
     segmenters=unet
     ;;
 *)
-    sed -n '2,12p' "$0"
+    sed -n '2,10p' "$0"
     exit 2
     ;;
 esac

@@ -24,7 +24,7 @@ FIGURES = ("miou", "iou_defect", "ap", "auroc", "f1_max")
 
 @dataclass
 class DemoConfig:
-    """Sizes of the demo; the defaults take about 25 minutes on two CPU cores."""
+    """Sizes of the demo; the defaults take about half an hour on two CPU cores."""
 
     output: Path = Path("runs/demo")
     """Folder for the data, the adapter, the synthetic set and the report."""

@@ -132,9 +132,12 @@ def _write(
     """Add one image with the best candidate of every part to the set."""
     config, job = synthesizer.config, draw.job
     image, mask, record = compose(synthesizer, draw, best)
-    core = outlined(image, draw.image, mask) if draw.start is None else mask & draw.core
     if config.fills:
         core = mask  # no defect that fades out: all of what was written is what a segmenter may or may not tell
+    elif draw.start is None:
+        core = outlined(image, draw.image, mask)
+    else:
+        core = mask & draw.core
     record |= {"normal": _relative(draw.source, config.data, config.category)}
     labelled.add(job.defect, job.name, image, mask, record, core)
 

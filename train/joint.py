@@ -24,7 +24,7 @@ from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, b
 from sard_lora.product import has_direction
 from sard_lora.train.batches import Batches, BatchSettings
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
-from sard_lora.train.lora import ATTENTION_TARGETS, RESNET_TARGETS, LoraSettings, add_lora, use_xformers
+from sard_lora.train.lora import ATTENTION_TARGETS, RESNET_TARGETS, add_lora, use_xformers
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
 from sard_lora.train.samples import sample_grid
 from sard_lora.train.windows import WindowSettings, WindowSource
@@ -198,7 +198,7 @@ class AdapterTrainer:
         self.prompt_embeds = dict(zip(self.prompts, embeds, strict=True))
 
         torch.manual_seed(config.seed)
-        add_lora(self.pipe, LoraSettings(config.rank, config.alpha, config.targets))
+        add_lora(self.pipe, config.rank, config.alpha, config.targets)
         if config.attention == "xformers":
             use_xformers(unet)
         if config.gradient_checkpointing:

@@ -1,6 +1,6 @@
 """The LoRA of a base's UNet, as it is trained."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from diffusers.training_utils import cast_training_params
@@ -13,25 +13,16 @@ ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
 RESNET_TARGETS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Rank and alpha of the LoRA, and the layers of the UNet that get one."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...] = ATTENTION_TARGETS + RESNET_TARGETS
-
-
-def add_lora(pipe: SardInpaintPipeline, settings: LoraSettings) -> None:
-    """Freeze a pipeline's models and give its UNet a LoRA in fp32, drawn from torch's global generator."""
+def add_lora(pipe: SardInpaintPipeline, rank: int, alpha: float, targets: Sequence[str]) -> None:
+    """Freeze a pipeline's models and give the `targets` of its UNet a LoRA in fp32, drawn from torch's generator."""
     for module in (pipe.vae, pipe.text_encoder, pipe.unet):
         module.requires_grad_(False)
     pipe.unet.add_adapter(
         LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
+            r=rank,
+            lora_alpha=alpha,
             init_lora_weights="gaussian",
-            target_modules=list(settings.targets),
+            target_modules=list(targets),
         )
     )
     cast_training_params(pipe.unet, torch.float32)

@@ -116,7 +116,8 @@ def feature_figures(real: Tensor, synthetic: Tensor) -> dict[str, float]:
 def squared_mmd(first: Tensor, second: Tensor) -> float:
     """The squared maximum mean discrepancy of samples (N, C) and (M, C), N and M at least 2, under KID's cubic kernel.
 
-    The unbiased estimate (Bińkowski et al. 2018, eq. 4)."""
+    The unbiased estimate (Bińkowski et al. 2018, eq. 4).
+    """
 
     def kernel(one: Tensor, other: Tensor) -> Tensor:
         return (one @ other.T / one.shape[1] + 1) ** 3
