@@ -37,14 +37,14 @@ class BenchmarkConfig:
     """Parts of each defect, other ones for every seed; by default a third of the groups, for all seeds."""
     adapter_steps: int = 500
     """Optimizer steps of every adapter."""
-    start_steps: int = 12000
+    start_steps: int = 4000
     """Steps that every segmenter first trains on drawn surfaces with drawn defects, once for all methods and seeds
     (`sard_lora.evaluation.start`); 0 starts from random weights."""
-    unet_steps: int = 3000
+    unet_steps: int = 1500
     """Training steps of the U-Net, from there."""
-    segformer_steps: int = 3000
+    segformer_steps: int = 1500
     """Training steps of SegFormer, from there."""
-    bisenetv2_steps: int = 3000
+    bisenetv2_steps: int = 1500
     """Training steps of BiSeNet V2, from there."""
     fills: int = 0
     """Fills of every method for the shortcut test (`sard_lora.evaluation.shortcut`), with the first segmenter and
