@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sard_lora.layouts import GOOD, is_plain_name
+from sard_lora.product import Grain
 
 SETTINGS_FILE = "sard_config.json"
 """As in `pipelines/sard_inpaint.py`, which stands alone and takes seconds to import."""
@@ -60,8 +61,8 @@ class SamplingSettings:
     """Smallest window, in image pixels."""
     margins: dict[str, int] = field(default_factory=dict)
     """Pixels by which new masks of a defect are widened, as those of training were: there it fades out."""
-    rotate: bool = True
-    """Whether new masks may be turned by any angle: of products with a direction only lines are."""
+    grain: Grain = "none"
+    """Direction of the product's surface: new masks are turned by any angle only without one."""
     guidance_scale: float = 3.0
     """Defect guidance against the no-defect prompt; 1 is none."""
     num_inference_steps: int = 20
@@ -69,7 +70,7 @@ class SamplingSettings:
 
     def mask_options(self, defect: str) -> dict[str, Any]:
         """Keyword arguments of `sample_mask` for masks of a defect."""
-        return {"margin": self.margins.get(defect, 0), "rotate": self.rotate}
+        return {"margin": self.margins.get(defect, 0), "grain": self.grain}
 
     def feather_width(self, defect: str) -> int:
         """Pixels over which a defect fades in, inside a mask that was widened by its margin: all of these, and one."""
@@ -77,7 +78,7 @@ class SamplingSettings:
 
     def arguments(self, resolution: int) -> dict[str, Any]:
         """These settings as keyword arguments of `SardInpaintPipeline`, at `resolution` pixels."""
-        of_masks = ("margins", "rotate")
+        of_masks = ("margins", "grain")
         own = {name: value for name, value in asdict(self).items() if name not in of_masks}
         return own | {"height": resolution, "width": resolution}
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from sard_lora.mask_bank import BankMask
+from sard_lora.product import Grain
 from sard_lora.shapes import highest, perlin, perlin_patch, stroke
 
 SCALES = (0.7, 1.4)
@@ -55,7 +56,7 @@ def sample_mask(
     source: str = "real",
     keep_location: float = 0.5,
     margin: int = 0,
-    rotate: bool = True,
+    grain: Grain = "none",
 ) -> Placement:
     """A new mask (as `foreground`, (H, W) bool) and its origin: the real mask's, or the name of the source.
 
@@ -66,9 +67,11 @@ def sample_mask(
     With probability `keep_location` it lies near where the real one was, and is turned by little; else anywhere on the
     foreground. One that touches the image's border (edges chip at edges) goes on touching it, is never turned by more
     than a little, and else lies anywhere along it.
-    Without `rotate`, for products with a direction, it is never turned by more than a little, unless it is a line.
+    On a product with a `grain` it is never turned by more than a little, unless it is a line.
     A line (`is_line`) that does not stay near lies anywhere and in any direction; it is from half as long as it was to
-    as long as the image allows. The mask is widened by `margin` in the end; its `core` is not.
+    as long as the image allows. With a grain none stays near, and half of them run along it: such ones are easily
+    taken for the surface, and one example seldom shows them.
+    The mask is widened by `margin` in the end; its `core` is not.
     Raises `ValueError` for an empty foreground, an empty bank, or an unknown source.
     """
     if source not in SOURCES:
@@ -78,12 +81,12 @@ def sample_mask(
     if not bank:
         raise ValueError("the mask bank is empty. Give at least one real mask of the defect.")
     entry = bank[rng.integers(len(bank))]
-    near = rng.random() < keep_location
+    near = rng.random() < keep_location and (grain == "none" or not is_line(entry.mask))
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
         pieces = [entry.mask] if near else _pieces(entry.mask)
-        mask, where, corner = _joined([_place_real(piece, foreground, near, rotate, margin, rng) for piece in pieces])
+        mask, where, corner = _joined([_place_real(piece, foreground, near, grain, margin, rng) for piece in pieces])
         return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, where, corner)
     keep = near or _at_border(_bounding_box(entry.mask), entry.mask.shape)
     centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
@@ -201,7 +204,7 @@ def _place_real(
     mask: np.ndarray,
     foreground: np.ndarray,
     near: bool,
-    rotate: bool,
+    grain: Grain,
     margin: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -226,7 +229,7 @@ def _place_real(
     best, found = np.zeros_like(foreground), None
     for attempt in range(9):
         if attempt % 3 == 0:
-            shape, inside = _deform(cropped, keep, rotate, line and not spanning, least, most, rng)
+            shape, inside = _deform(cropped, keep, grain, line and not spanning, least, most, rng)
             source = np.stack(
                 [
                     side.start + (_folded(index - extra, side.stop) if extra else index)
@@ -290,7 +293,7 @@ def _folded(index: np.ndarray, length: int) -> np.ndarray:
 def _deform(
     mask: np.ndarray,
     keep: bool,
-    rotate: bool,
+    grain: Grain,
     line: bool,
     least: float,
     most: Sequence[float],
@@ -301,18 +304,21 @@ def _deform(
     With it where each of its pixels, and of `RIM` around, lay in the given one: (2, h, w).
 
     A mask that keeps its place is turned by at most 12 degrees. Any other is mirrored half of the time and turned by
-    any angle, or if it is large upside down, so that it need not shrink. Without `rotate` it is turned by at most 5
-    degrees, and upside down, unless it is a `line`. The scale is at least `least`, but for a side that would become
-    longer than `most` (height, width) before the bending.
+    any angle, or if it is large upside down, so that it need not shrink. With a grain it is turned by at most 5
+    degrees, and upside down, unless it is a `line`: half of those are laid along the grain, but for 5 degrees. The
+    scale is at least `least`, but for a side that would become longer than `most` (height, width) before the bending.
     """
     scale = max(least, np.exp(rng.uniform(*np.log(SCALES))))
-    angle, mirrored = np.deg2rad(rng.uniform(-12, 12) if rotate else rng.uniform(-5, 5)), False
+    slight = np.deg2rad(rng.uniform(-12, 12) if grain == "none" else rng.uniform(-5, 5))
+    angle, mirrored = slight, False
     if not keep:
-        small = line or (rotate and max(mask.shape) <= 0.5 * min(most))
+        small = line or (grain == "none" and max(mask.shape) <= 0.5 * min(most))
         angle += rng.uniform(0, 2 * np.pi) if small else rng.choice([0, np.pi])
         mirrored = rng.random() < 0.5
         if mirrored:
             mask = mask[:, ::-1]
+        if line and grain != "none" and rng.random() < 0.5:
+            angle = slight - _angle(mask) + (0 if grain == "down" else np.pi / 2)
     stretch = _lengthening(mask, 0.9 * min(most) / scale, rng) if line else np.eye(2)
     longer = np.linalg.det(stretch)
     mask = np.pad(mask, 1)  # so that pixels at the crop's edge fade out like any other
@@ -369,6 +375,12 @@ def _axes(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     moments, axes = np.linalg.eigh(np.cov(np.argwhere(mask).T, bias=True) + np.eye(2) / 12)
     return axes, np.sqrt(12 * moments)
+
+
+def _angle(mask: np.ndarray) -> float:
+    """From the downward direction to a mask's longer axis."""
+    axes, _ = _axes(mask)
+    return float(np.arctan2(axes[1, 1], axes[0, 1]))
 
 
 def _lengthening(mask: np.ndarray, longest: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""What pictures of good parts show: where the product is, whether it has a direction, whether parts are aligned."""
+"""What pictures of good parts show: where the product is, whether it has a grain, whether parts are aligned."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -9,10 +10,12 @@ from scipy import ndimage
 
 from sard_lora.images import load_image
 
+Grain = Literal["none", "down", "across"]
+"""The direction along which a product's surface changes least: brushed metal, woven cloth, cells with bars have one."""
 _ALIGNED = 0.55
 """Share of the variance that the mean picture explains, from which parts are aligned."""
 _DIRECTED = 1.25
-"""Ratio of the grey steps along one axis to those along the other from which images have a direction."""
+"""Ratio of the grey steps along one axis to those along the other from which images have a grain."""
 
 
 def foreground(image: Image.Image) -> np.ndarray:
@@ -48,8 +51,8 @@ def foreground(image: Image.Image) -> np.ndarray:
     return np.asarray(Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST))
 
 
-def has_direction(paths: Sequence[Path]) -> bool:
-    """Whether images change much more along one axis than along the other, as brushed metal does, or cells with bars.
+def grain(paths: Sequence[Path]) -> Grain:
+    """The direction of a product of which these are good parts: images change much more across it than along it.
 
     At most 32 of them are looked at. Raises `DataError` as `load_image`.
     """
@@ -58,7 +61,10 @@ def has_direction(paths: Sequence[Path]) -> bool:
         pixels = np.asarray(load_image(path), np.float32)
         down, across = (np.abs(np.diff(pixels, axis=axis)).mean() + 1e-3 for axis in (0, 1))
         ratios.append(down / across)
-    return bool(abs(np.log(np.median(ratios))) > np.log(_DIRECTED))
+    ratio = float(np.median(ratios))
+    if ratio > _DIRECTED:
+        return "across"
+    return "down" if ratio < 1 / _DIRECTED else "none"
 
 
 def are_aligned(paths: Sequence[Path]) -> bool:

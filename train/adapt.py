@@ -26,7 +26,7 @@ from sard_lora.images import load_image
 from sard_lora.layouts import Sample
 from sard_lora.pipelines.sard_inpaint import Box, crop_window
 from sard_lora.precision import bf16_is_fast
-from sard_lora.product import has_direction
+from sard_lora.product import Grain, grain
 from sard_lora.train.checkpoint import begin
 from sard_lora.train.corpus import Window, open_hole
 from sard_lora.train.decoder import train_decoder
@@ -80,9 +80,9 @@ class AdaptConfig:
     """Mirror windows left to right; off for products with a side."""
     flip_vertical: bool = True
     """Mirror windows top to bottom."""
-    rotate: bool | None = None
-    """Turn windows by quarter turns; by default unless the pictures have a direction, as brushed metal or cells with
-    bars do."""
+    grain: Grain | None = None
+    """Direction of the product's surface, as `sard-lora train` has it; windows are turned by quarter turns only without
+    one."""
     pool: int = 256
     """Encoded windows held in memory, of which batches are drawn."""
     fresh: int = 1
@@ -153,7 +153,7 @@ def adapt(config: AdaptConfig) -> Path:
         "method": "lora" if lora else "unet",
         "steps": steps,
         "decoder_steps": decoder_steps,
-        "rotate": windows.rotate,
+        "grain": windows.grain,
         "minutes": round(minutes, 1),
         "settings": _settings(config),
     }
@@ -238,9 +238,7 @@ class WindowsOfNormals:
     def __init__(self, normals: Sequence[Sample], product: str, resolution: int, config: AdaptConfig) -> None:
         self.normals, self.product, self.resolution, self.config = normals, product, resolution, config
         self._image = Kept(_load, lambda image: image.nbytes)
-        self.rotate = config.rotate
-        if config.rotate is None:
-            self.rotate = not has_direction([sample.image for sample in normals])
+        self.grain = config.grain or grain([sample.image for sample in normals])
 
     def draw(self, pixels: int, rng: np.random.Generator) -> Window:
         """A crop with a hole in it, often with a drawn defect in that."""
@@ -266,7 +264,7 @@ class WindowsOfNormals:
             crop = crop.flip(2)
         if config.flip_vertical and rng.random() < 0.5:
             crop = crop.flip(1)
-        if self.rotate:
+        if self.grain == "none":
             crop = crop.rot90(int(rng.integers(4)), (1, 2))
         return (crop.clamp(0, 255) / 255).permute(1, 2, 0).numpy()
 

@@ -21,7 +21,7 @@ from sard_lora.data import few_shot_split, fingerprint, open_category, require_s
 from sard_lora.layouts import GOOD
 from sard_lora.margins import fade_margins
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature
-from sard_lora.product import has_direction
+from sard_lora.product import Grain, grain
 from sard_lora.train.batches import Batches, BatchSettings
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sard_lora.train.lora import ATTENTION_TARGETS, RESNET_TARGETS, add_lora, use_xformers
@@ -83,9 +83,10 @@ class AdapterTrainConfig:
     """Mirror windows left to right; off for products with a side."""
     flip_vertical: bool = True
     """Mirror windows top to bottom."""
-    rotate: bool | None = None
-    """Turn windows by quarter turns, and new masks by any angle (lines always are); by default unless the pictures
-    have a direction, as brushed metal or cells with bars do."""
+    grain: Grain | None = None
+    """Direction of the product's surface, along which it changes least, as that of brushed metal or cells with bars:
+    down, across or none; default: measured. Without one windows are turned by quarter turns, and new masks by any
+    angle; with one only lines are."""
     background: str = "renoised"
     """Background mode of RCD: renoised, frozen or off."""
     background_weight: float = 0.1
@@ -190,9 +191,7 @@ class AdapterTrainer:
             self.margins = fade_margins(self.split.train)
         else:
             self.margins = dict.fromkeys(self.defects, config.margin)
-        self.rotate = config.rotate
-        if config.rotate is None:
-            self.rotate = not has_direction([sample.image for sample in self.split.normals])
+        self.grain = config.grain or grain([sample.image for sample in self.split.normals])
         with torch.no_grad():
             embeds, _ = self.pipe.encode_prompt(list(self.prompts.values()), self.device, 1, False)
         self.prompt_embeds = dict(zip(self.prompts, embeds, strict=True))
@@ -229,7 +228,7 @@ class AdapterTrainer:
                 self.margins,
                 config.flip_horizontal,
                 config.flip_vertical,
-                self.rotate,
+                self.grain,
             ),
         )
         self.batches = Batches(
@@ -375,7 +374,7 @@ class AdapterTrainer:
                 background=config.background,
                 min_side=config.min_side,
                 margins=self.margins,
-                rotate=self.rotate,
+                grain=self.grain,
                 guidance_scale=config.guidance_scale,
             ),
             training=training | {"seconds": round(seconds, 1)},

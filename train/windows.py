@@ -13,7 +13,7 @@ from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.mask_bank import MaskBank
 from sard_lora.masks import sample_mask, split_mask, widen
 from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
-from sard_lora.product import foreground
+from sard_lora.product import Grain, foreground
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WindowSettings:
     margins: Mapping[str, int]
     flip_horizontal: bool
     flip_vertical: bool
-    rotate: bool
+    grain: Grain
 
 
 class WindowSource:
@@ -60,7 +60,7 @@ class WindowSource:
         image, product = self._normal(str(sample.image))
         defect = self.defects[rng.integers(len(self.defects))]
         bank, margin = self.bank.for_defect(defect), self._margin(defect, rng)
-        placement = sample_mask(bank, product, rng, source="mixed", margin=margin, rotate=self.settings.rotate)
+        placement = sample_mask(bank, product, rng, source="mixed", margin=margin, grain=self.settings.grain)
         return *self._window(image, placement.mask, rng), GOOD
 
     def _margin(self, defect: str, rng: np.random.Generator) -> int:
@@ -82,7 +82,7 @@ class WindowSource:
         for axis in flips:
             if rng.random() < 0.5:
                 x, m = x.flip(axis), m.flip(axis)
-        if settings.rotate:
+        if settings.grain == "none":
             turns = int(rng.integers(4))
             x, m = x.rot90(turns, (1, 2)), m.rot90(turns, (1, 2))
         return x, m

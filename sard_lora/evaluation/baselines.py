@@ -23,7 +23,7 @@ from sard_lora.layouts import Sample
 from sard_lora.margins import moved_margins
 from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.masks import sample_mask
-from sard_lora.product import foreground, has_direction
+from sard_lora.product import Grain, foreground, grain
 from sard_lora.textures import random_surface
 from sard_lora.transplant import transplant
 
@@ -35,15 +35,15 @@ class Sources:
     """What the defects of one kind are made of.
 
     bank: the few real images of the defect and their masks; normals: the normal images; margin: by how many pixels
-    masks are widened, all of which is labelled a defect; rotate: whether they are turned by any angle, as the
-    generator's are. With `fills` the same is done with pieces of normal images only, under the same masks: nothing is a
+    masks are widened, all of which is labelled a defect; grain: that of the product, as the generator has
+    it. With `fills` the same is done with pieces of normal images only, under the same masks: nothing is a
     defect, and only the writing is left.
     """
 
     bank: Sequence[BankMask]
     normals: Sequence[Sample]
     margin: int
-    rotate: bool
+    grain: Grain
     fills: bool = False
 
 
@@ -63,7 +63,7 @@ def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
 
     `image` (H, W, 3) uint8, `part` (H, W) bool its foreground.
     """
-    placement = sample_mask(sources.bank, part, rng, margin=sources.margin, rotate=sources.rotate)
+    placement = sample_mask(sources.bank, part, rng, margin=sources.margin, grain=sources.grain)
     if sources.fills:
         placement = placement._replace(image=sources.normals[rng.integers(len(sources.normals))].image)
     pasted = transplant(Image.fromarray(image), placement)
@@ -159,7 +159,7 @@ def write_baseline(
     for sample in train_samples:
         by_defect.setdefault(sample.defect, []).append(sample)
     margins = moved_margins(train_samples) if margin is None else dict.fromkeys(by_defect, margin)
-    rotate = not has_direction([sample.image for sample in normals])
+    of_product = grain([sample.image for sample in normals])
     if not isinstance(counts, Mapping):
         counts = dict.fromkeys(by_defect, counts)
     if strangers := sorted(set(counts) - set(by_defect)):
@@ -168,7 +168,7 @@ def write_baseline(
         )
     for number, (defect, samples) in enumerate(sorted(by_defect.items())):
         bank = MaskBank.from_samples(samples).for_defect(defect)
-        sources = Sources(bank, normals, margins[defect], rotate, fills)
+        sources = Sources(bank, normals, margins[defect], of_product, fills)
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):

@@ -129,7 +129,7 @@ def test_what_spans_a_larger_image_is_enlarged_before_it_is_continued():
     band = np.zeros((64, 64), bool)
     band[20:40] = True
     for seed in range(20):
-        placement = sample_mask(bank_of(band), np.ones((84, 84), bool), np.random.default_rng(seed), rotate=False)
+        placement = sample_mask(bank_of(band), np.ones((84, 84), bool), np.random.default_rng(seed), grain="across")
         start = -placement.corner[1]
         columns = placement.source[1, placement.source.shape[1] // 2, start : start + 84]
         mirrored = np.sign(np.diff(columns)) != np.sign(columns[-1] - columns[0])
@@ -139,10 +139,10 @@ def test_what_spans_a_larger_image_is_enlarged_before_it_is_continued():
 def test_masks_of_products_with_a_direction_are_hardly_turned():
     bar = np.zeros((400, 400), bool)
     bar[191:209, 160:240] = True
-    for rotate in (False, True):
-        drawn = [sample_mask(bank_of(bar), ~bar | bar, np.random.default_rng(n), rotate=rotate).mask for n in range(20)]
+    for grain in ("across", "none"):
+        drawn = [sample_mask(bank_of(bar), ~bar | bar, np.random.default_rng(n), grain=grain).mask for n in range(20)]
         lying = [np.ptp(np.nonzero(mask)[0]) < np.ptp(np.nonzero(mask)[1]) / 3 for mask in drawn]
-        assert all(lying) is not rotate
+        assert all(lying) is (grain == "across")
 
 
 def test_a_margin_widens_the_mask_on_the_foreground():
@@ -242,7 +242,7 @@ def test_thin_masks_are_bent_and_keep_their_width():
     line = np.zeros((100, 300), bool)
     line[50:54, 60:240] = True
     for seed in range(5):
-        mask = sample_mask(bank_of(line), np.ones((100, 400), bool), np.random.default_rng(seed), rotate=False).mask
+        mask = sample_mask(bank_of(line), np.ones((100, 400), bool), np.random.default_rng(seed), grain="across").mask
         rows, columns = np.nonzero(mask)
         straight = np.polyval(np.polyfit(columns, rows, 1), columns)
         assert np.abs(rows - straight).max() > 3 and 2 * ndimage.distance_transform_edt(mask).max() < 11
@@ -254,7 +254,7 @@ def test_a_line_is_of_any_length_and_direction_and_keeps_its_width():
     lengths, angles = [], []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        mask = sample_mask(bank_of(bar), np.ones((200, 200), bool), rng, rotate=False).mask
+        mask = sample_mask(bank_of(bar), np.ones((200, 200), bool), rng, keep_location=0.0).mask
         where = np.argwhere(mask)
         moments, axes = np.linalg.eigh(np.cov(where.T))
         lengths.append(np.sqrt(12 * moments[1]))
@@ -309,3 +309,22 @@ def test_what_ends_at_the_border_within_its_margin_stays_there():
             for rng in map(np.random.default_rng, range(10))
         ]
         assert (max(left) == 0) == at_border
+
+
+def test_half_of_all_lines_run_along_the_grain_and_none_stays_near():
+    bar = np.zeros((200, 200), bool)
+    np.fill_diagonal(bar[20:60, 20:60], True)
+    bar = ndimage.binary_dilation(bar)
+    for grain, wanted in (("down", 0), ("across", 90)):
+        off, places = [], []
+        for seed in range(60):
+            mask = sample_mask(
+                bank_of(bar), ~bar | bar, np.random.default_rng(seed), keep_location=1.0, grain=grain
+            ).mask
+            where = np.argwhere(mask)
+            _, axes = np.linalg.eigh(np.cov(where.T))
+            angle = np.rad2deg(np.arctan2(axes[1, 1], axes[0, 1]))
+            off.append(abs((angle - wanted + 90) % 180 - 90))
+            places.append(where.mean(0))
+        assert 20 < np.count_nonzero(np.array(off) < 10) < 45
+        assert np.std(places, axis=0).min() > 25

@@ -1,4 +1,4 @@
-"""Where the product is, whether it has a direction, and whether parts are aligned."""
+"""Where the product is, whether it has a grain, and whether parts are aligned."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from sard_lora.product import are_aligned, foreground, has_direction
+from sard_lora.product import are_aligned, foreground, grain
 from sard_lora.surfaces import write_category
 
 
-def test_images_with_a_direction_are_known(tmp_path):
+def test_the_grain_of_a_surface_is_known(tmp_path):
     def saved(name: str, pixels: np.ndarray) -> list[Path]:
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{name}.png")
         return [tmp_path / f"{name}.png"] * 3
 
-    grain = np.random.default_rng(0).uniform(0, 250, (60, 80, 3))
-    brushed = 0.9 * grain.mean(1, keepdims=True) + 0.1 * grain
-    assert not has_direction(saved("grain", grain))
-    assert has_direction(saved("lying", brushed)) and has_direction(saved("standing", brushed.swapaxes(0, 1)))
-    assert not has_direction(saved("plain", np.zeros((8, 8, 3))))
+    grains = np.random.default_rng(0).uniform(0, 250, (60, 80, 3))
+    brushed = 0.9 * grains.mean(1, keepdims=True) + 0.1 * grains
+    assert grain(saved("grains", grains)) == grain(saved("plain", np.zeros((8, 8, 3)))) == "none"
+    assert grain(saved("lying", brushed)) == "across"
+    assert grain(saved("standing", brushed.swapaxes(0, 1))) == "down"
 
 
 def test_objects_in_one_pose_are_aligned_and_surfaces_are_not(tmp_path):

@@ -77,7 +77,7 @@ def test_the_surface_of_a_wide_defect_comes_along(tmp_path):
     Image.fromarray(np.where(mask, stripes, 160).astype(np.uint8)).save(tmp_path / "stain.png")
     bank = [BankMask(mask, "stain", "stain/0", tmp_path / "stain.png")]
     normal = Image.fromarray(np.where(rows % 8 < 4, 130, 190).astype(np.uint8)).convert("RGB")
-    placement = sample_mask(bank, np.ones((120, 120), bool), np.random.default_rng(0), rotate=False)
+    placement = sample_mask(bank, np.ones((120, 120), bool), np.random.default_rng(0), grain="across")
     moved = np.asarray(transplant(normal, placement, 1.0), float)[..., 0]
     core = ndimage.binary_erosion(placement.mask, iterations=12)
     along, across = (
@@ -95,7 +95,7 @@ def test_a_dark_defect_darkens_only(tmp_path):
     bank = [BankMask(mask, "scratch", "scratch/0", tmp_path / "scratch.png")]
     normal = Image.new("RGB", (100, 100), (150, 150, 150))
     for seed in range(4):
-        placement = sample_mask(bank, np.ones((100, 100), bool), np.random.default_rng(seed), rotate=False)
+        placement = sample_mask(bank, np.ones((100, 100), bool), np.random.default_rng(seed), grain="across")
         moved = np.asarray(transplant(normal, placement, 1.0))[..., 0]
         assert moved.max() <= 150 and moved[placement.mask].min() < 110
 

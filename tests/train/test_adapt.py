@@ -99,8 +99,8 @@ def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):
     config = settings(tmp_path / "plain", tiny_base, tmp_path / "out", drawn_defects=0.0)
     drawn = [WindowsOfNormals(normals, "bar", 64, config).draw(64, np.random.default_rng(n)) for n in range(12)]
     assert all(w.picture.shape == (64, 64, 3) and w.hole.any() and " with a " not in w.caption for w in drawn)
-    assert WindowsOfNormals(normals, "bar", 64, config).rotate is False, "a stripe has a direction"
-    config.rotate = True
+    assert WindowsOfNormals(normals, "bar", 64, config).grain == "across"
+    config.grain = "none"
     drawn = [WindowsOfNormals(normals, "bar", 64, config).draw(64, np.random.default_rng(n)) for n in range(12)]
     lying = [np.ptp(w.picture[..., 0], axis=0).max() > 200 for w in drawn]
     assert any(lying) and not all(lying) and len({w.picture.tobytes() for w in drawn}) > 8

@@ -18,7 +18,7 @@ def batches(mvtec, tiny_base):
     split = few_shot_split(open_category(mvtec))
     margins = dict.fromkeys(("hole", "scratch"), 0)
     source = WindowSource(
-        split.train, split.normals, WindowSettings(64, (1.6, 3.5), 16, margins, True, True, rotate=True)
+        split.train, split.normals, WindowSettings(64, (1.6, 3.5), 16, margins, True, True, grain="none")
     )
     pipe = SardInpaintPipeline.from_pretrained(tiny_base)
     return Batches(source, pipe, Accelerator(cpu=True), BatchSettings(4, 0.25, window_reuse=2, seed=0))

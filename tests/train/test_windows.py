@@ -21,7 +21,7 @@ def settings(**changes):
         "min_side": 12,
         "margins": dict.fromkeys(("hole", "scratch"), 0),
     }
-    values |= {"flip_horizontal": True, "flip_vertical": True, "rotate": True}
+    values |= {"flip_horizontal": True, "flip_vertical": True, "grain": "none"}
     return WindowSettings(**(values | changes))
 
 
@@ -58,7 +58,7 @@ def test_windows_show_the_mask_with_and_without_its_margin(split):
 
 
 def test_products_with_a_side_are_not_turned(split):
-    fixed = settings(flip_horizontal=False, flip_vertical=False, rotate=False)
+    fixed = settings(flip_horizontal=False, flip_vertical=False, grain="across")
     source = WindowSource(split.train, split.normals, fixed)
     turning = WindowSource(split.train, split.normals, settings())
     gradient = torch.linspace(-1, 1, 40).expand(3, 32, 40)
