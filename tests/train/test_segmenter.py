@@ -70,6 +70,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(split, monkeypatch, tmp_p
 def test_it_learns_to_find_the_defect(split):
     config = SegmenterConfig(steps=60, batch_size=4, crop=32, device="cpu")
     trained = train_segmenter(split.train, split.normals, config)
+    assert trained.tile == 32
     sample = next(sample for sample in split.test if sample.defect == "hole")
     image = torch.from_numpy(np.array(Image.open(sample.image).convert("RGB"))).permute(2, 0, 1)
     mask = torch.from_numpy(np.array(Image.open(sample.mask)) > 0)

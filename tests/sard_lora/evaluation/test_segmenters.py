@@ -87,12 +87,12 @@ def test_a_saved_segmenter_predicts_the_same_to_the_bit(name, tmp_path, monkeypa
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
 
 
-def test_large_images_are_predicted_in_tiles_that_agree_with_the_whole(monkeypatch):
+def test_images_are_predicted_in_tiles_of_the_training_crops_that_agree_with_the_whole():
     segmenter = build_segmenter("unet").eval()
     segmenter.network = torch.nn.Sequential(_FirstChannel(), torch.nn.Conv2d(1, 1, 1))
     image = torch.randint(0, 256, (3, 300, 310), dtype=torch.uint8)
     whole = predict(segmenter, image)
-    monkeypatch.setattr(segmenters, "TILE", 128)
+    segmenter.settings["crop"] = 128
     sizes = set()
     segmenter.register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[-2:])))
     assert torch.allclose(predict(segmenter, image), whole, atol=0.02)
