@@ -51,7 +51,7 @@ def foreground(image: Image.Image) -> np.ndarray:
     return np.asarray(Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST))
 
 
-def grain(paths: Sequence[Path]) -> Grain:
+def grain_of(paths: Sequence[Path]) -> Grain:
     """The direction of a product of which these are good parts: images change much more across it than along it.
 
     At most 32 of them are looked at. Raises `DataError` as `load_image`.

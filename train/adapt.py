@@ -26,7 +26,7 @@ from sard_lora.images import load_image
 from sard_lora.layouts import Sample
 from sard_lora.pipelines.sard_inpaint import Box, crop_window
 from sard_lora.precision import bf16_is_fast
-from sard_lora.product import Grain, grain
+from sard_lora.product import Grain, grain_of
 from sard_lora.train.checkpoint import begin
 from sard_lora.train.corpus import Window, open_hole
 from sard_lora.train.decoder import train_decoder
@@ -238,7 +238,7 @@ class WindowsOfNormals:
     def __init__(self, normals: Sequence[Sample], product: str, resolution: int, config: AdaptConfig) -> None:
         self.normals, self.product, self.resolution, self.config = normals, product, resolution, config
         self._image = Kept(_load, lambda image: image.nbytes)
-        self.grain = config.grain or grain([sample.image for sample in normals])
+        self.grain = config.grain or grain_of([sample.image for sample in normals])
 
     def draw(self, pixels: int, rng: np.random.Generator) -> Window:
         """A crop with a hole in it, often with a drawn defect in that."""

@@ -21,7 +21,7 @@ from sard_lora.data import few_shot_split, fingerprint, open_category, require_s
 from sard_lora.layouts import GOOD
 from sard_lora.margins import fade_margins
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, SardInpaintPipeline, base_signature
-from sard_lora.product import Grain, grain
+from sard_lora.product import Grain, grain_of
 from sard_lora.train.batches import Batches, BatchSettings
 from sard_lora.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sard_lora.train.lora import ATTENTION_TARGETS, RESNET_TARGETS, add_lora, use_xformers
@@ -191,7 +191,7 @@ class AdapterTrainer:
             self.margins = fade_margins(self.split.train)
         else:
             self.margins = dict.fromkeys(self.defects, config.margin)
-        self.grain = config.grain or grain([sample.image for sample in self.split.normals])
+        self.grain = config.grain or grain_of([sample.image for sample in self.split.normals])
         with torch.no_grad():
             embeds, _ = self.pipe.encode_prompt(list(self.prompts.values()), self.device, 1, False)
         self.prompt_embeds = dict(zip(self.prompts, embeds, strict=True))

@@ -23,7 +23,7 @@ from sard_lora.layouts import Sample
 from sard_lora.margins import moved_margins
 from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.masks import sample_mask
-from sard_lora.product import Grain, foreground, grain
+from sard_lora.product import Grain, foreground, grain_of
 from sard_lora.textures import random_surface
 from sard_lora.transplant import transplant
 
@@ -36,8 +36,8 @@ class Sources:
 
     bank: the few real images of the defect and their masks; normals: the normal images; margin: by how many pixels
     masks are widened, all of which is labelled a defect; grain: that of the product, as the generator has
-    it. With `fills` the same is done with pieces of normal images only, under the same masks: nothing is a
-    defect, and only the writing is left.
+    it. With `fills` the same is done with pieces of normal images only, under the same masks: nothing is a defect, and
+    only the writing is left.
     """
 
     bank: Sequence[BankMask]
@@ -159,7 +159,7 @@ def write_baseline(
     for sample in train_samples:
         by_defect.setdefault(sample.defect, []).append(sample)
     margins = moved_margins(train_samples) if margin is None else dict.fromkeys(by_defect, margin)
-    of_product = grain([sample.image for sample in normals])
+    grain = grain_of([sample.image for sample in normals])
     if not isinstance(counts, Mapping):
         counts = dict.fromkeys(by_defect, counts)
     if strangers := sorted(set(counts) - set(by_defect)):
@@ -168,7 +168,7 @@ def write_baseline(
         )
     for number, (defect, samples) in enumerate(sorted(by_defect.items())):
         bank = MaskBank.from_samples(samples).for_defect(defect)
-        sources = Sources(bank, normals, margins[defect], of_product, fills)
+        sources = Sources(bank, normals, margins[defect], grain, fills)
         for index in range(counts.get(defect, 0)):
             name = f"{index:06d}"
             if not output.has(defect, name):

@@ -254,7 +254,7 @@ def test_a_line_is_of_any_length_and_direction_and_keeps_its_width():
     lengths, angles = [], []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        mask = sample_mask(bank_of(bar), np.ones((200, 200), bool), rng, keep_location=0.0).mask
+        mask = sample_mask(bank_of(bar), np.ones((200, 200), bool), rng, grain="across").mask
         where = np.argwhere(mask)
         moments, axes = np.linalg.eigh(np.cov(where.T))
         lengths.append(np.sqrt(12 * moments[1]))

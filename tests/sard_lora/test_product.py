@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from sard_lora.product import are_aligned, foreground, grain
+from sard_lora.product import are_aligned, foreground, grain_of
 from sard_lora.surfaces import write_category
 
 
@@ -17,9 +17,9 @@ def test_the_grain_of_a_surface_is_known(tmp_path):
 
     grains = np.random.default_rng(0).uniform(0, 250, (60, 80, 3))
     brushed = 0.9 * grains.mean(1, keepdims=True) + 0.1 * grains
-    assert grain(saved("grains", grains)) == grain(saved("plain", np.zeros((8, 8, 3)))) == "none"
-    assert grain(saved("lying", brushed)) == "across"
-    assert grain(saved("standing", brushed.swapaxes(0, 1))) == "down"
+    assert grain_of(saved("grains", grains)) == grain_of(saved("plain", np.zeros((8, 8, 3)))) == "none"
+    assert grain_of(saved("lying", brushed)) == "across"
+    assert grain_of(saved("standing", brushed.swapaxes(0, 1))) == "down"
 
 
 def test_objects_in_one_pose_are_aligned_and_surfaces_are_not(tmp_path):
