@@ -7,6 +7,7 @@ repeats an uninterrupted one.
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -145,6 +146,7 @@ class AdapterTrainConfig:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("background", self.background, BACKGROUNDS),
+            ("grain", self.grain or "none", get_args(Grain)),
             ("mixed_precision", self.mixed_precision, ("auto", "bf16", "no")),
             ("attention", self.attention, ("sdpa", "xformers")),
         ):
