@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sard_lora.layouts import GOOD, is_plain_name
 from sard_lora.product import Grain
@@ -68,6 +68,10 @@ class SamplingSettings:
     num_inference_steps: int = 20
     """Steps of the reverse diffusion."""
 
+    def __post_init__(self) -> None:
+        if self.grain not in get_args(Grain):
+            raise ValueError(f"sampling.grain={self.grain!r} is not one of {', '.join(get_args(Grain))}")
+
     def mask_options(self, defect: str) -> dict[str, Any]:
         """Keyword arguments of `sample_mask` for masks of a defect."""
         return {"margin": self.margins.get(defect, 0), "grain": self.grain}
@@ -116,7 +120,7 @@ class AdapterConfig:
             content["sampling"].pop("moved_margins", None)  # adapters had these before labels had fringes
             content["sampling"] = SamplingSettings(**content["sampling"])
             config = cls(**content)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: is no adapter's settings ({error}). Get the adapter again, or train it"
             ) from error

@@ -15,6 +15,17 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from sard_lora.mask_bank import BankMask
+from sard_lora.mask_geometry import (
+    at_border,
+    axis_angle,
+    bounding_box,
+    is_line,
+    largest_part,
+    overlap,
+    parts_apart,
+    principal_axes,
+    widen,
+)
 from sard_lora.product import Grain
 from sard_lora.shapes import highest, perlin, perlin_patch, stroke
 
@@ -23,13 +34,6 @@ BEND = 0.06
 """How far a mask is bent, as a share of its longer side; over two fifths of it, so that thin ones keep their width."""
 RIM = 12
 """Pixels of its surroundings that are known of a real defect that was moved."""
-THIN = 8
-"""Pixels from its middle to its outline that a thin defect has at most."""
-_LONG = 10
-"""Pixels that a line is long at least: no direction can be told of less."""
-_SCATTERED = 16
-"""Parts of a mask that are moved each by itself; more are a cloud of specks."""
-_MANY = 100
 SOURCES = ("real", "perlin", "stroke", "mixed")
 
 
@@ -85,10 +89,10 @@ def sample_mask(
     if source == "mixed":
         source = str(rng.choice(["real", "perlin", "stroke"], p=[0.5, 0.25, 0.25]))
     if source == "real":
-        pieces = [entry.mask] if near else _pieces(entry.mask)
+        pieces = [entry.mask] if near else parts_apart(entry.mask, RIM // 2)
         mask, where, corner = _joined([_place_real(piece, foreground, near, grain, margin, rng) for piece in pieces])
         return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, where, corner)
-    keep = near or _at_border(_bounding_box(entry.mask), entry.mask.shape)
+    keep = near or at_border(bounding_box(entry.mask), entry.mask.shape)
     centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
     scale = np.exp(rng.uniform(*np.log(SCALES)))
     most = max(entry.mask.mean(), 0.2) * foreground.size
@@ -96,54 +100,6 @@ def sample_mask(
     grow = perlin_patch if source == "perlin" else stroke
     mask = grow(foreground, centre, area, rng)
     return Placement(widen(mask, margin) & foreground, mask, source)
-
-
-def widen(mask: np.ndarray, margin: int) -> np.ndarray:
-    """`mask` (H, W) bool, not empty, with everything that is at most `margin` pixels away from it."""
-    if not margin:
-        return mask
-    wide, box = mask.copy(), _around(mask, margin)
-    wide[box] = ndimage.distance_transform_edt(~mask[box]) <= margin
-    return wide
-
-
-def split_mask(mask: np.ndarray, context: float, min_side: int, limit: int = 12) -> list[np.ndarray]:
-    """The parts of a scattered mask (H, W) bool that want windows of their own, largest first; together the mask.
-
-    A window is a square of `context` times its part's longer side, at least `min_side` pixels. Parts share one as long
-    as none of them is then seen at less than two thirds of its size. At most `limit` parts remain.
-    """
-    reach, count = 0, _MANY + 1
-    while count > _MANY:  # a cloud of specks: near ones first hang together
-        wide = ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=reach) if reach else mask
-        labels, count = ndimage.label(wide, np.ones((3, 3)))
-        reach = max(2, 2 * reach)
-    labels = np.where(mask, labels, 0)
-    boxes = np.array([[b[0].start, b[1].start, b[0].stop, b[1].stop] for b in ndimage.find_objects(labels)])
-    members = [[number] for number in range(1, count + 1)]
-    while len(boxes) > 1:
-        both = np.concatenate(
-            [np.minimum(boxes[:, None, :2], boxes[None, :, :2]), np.maximum(boxes[:, None, 2:], boxes[None, :, 2:])], 2
-        )
-        own, shared = (np.maximum(context * (b[..., 2:] - b[..., :2]).max(-1), min_side) for b in (boxes, both))
-        shrinks = shared / np.minimum(own[:, None], own[None])
-        np.fill_diagonal(shrinks, np.inf)
-        first, second = sorted(np.unravel_index(shrinks.argmin(), shrinks.shape))
-        if shrinks[first, second] > 1.5 and len(boxes) <= limit:
-            break
-        boxes[first] = both[first, second]
-        boxes = np.delete(boxes, second, 0)
-        members[first] += members.pop(second)
-    parts = [np.isin(labels, group) for group in members]
-    return sorted(parts, key=np.count_nonzero, reverse=True)
-
-
-def _pieces(mask: np.ndarray) -> list[np.ndarray]:
-    """The parts of a mask that lie apart; all together where they are very many."""
-    labels, count = ndimage.label(widen(mask, RIM // 2), np.ones((3, 3)))
-    if count > _SCATTERED:
-        return [mask]
-    return [mask & (labels == number) for number in range(1, count + 1)]
 
 
 def _joined(
@@ -164,10 +120,6 @@ def _joined(
     return np.any([mask for mask, *_ in pieces], 0), everywhere, (0, 0)
 
 
-def _at_border(box: tuple[slice, slice], shape: tuple[int, int]) -> bool:
-    return any(side.start == 0 or side.stop == length for side, length in zip(box, shape, strict=True))
-
-
 def _anywhere(foreground: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
     """(row, column) of a foreground pixel, each equally likely."""
     index = np.flatnonzero(foreground)
@@ -176,7 +128,7 @@ def _anywhere(foreground: np.ndarray, rng: np.random.Generator) -> tuple[int, in
 
 def _near(mask: np.ndarray, foreground: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
     """(row, column) of the foreground pixel closest to the mask's relative centre, which is shifted a little."""
-    box = _bounding_box(mask)
+    box = bounding_box(mask)
     wanted = [
         (side.start + side.stop) / 2 / old * new + rng.normal(0, 0.03 * new)
         for side, old, new in zip(box, mask.shape, foreground.shape, strict=True)
@@ -184,20 +136,6 @@ def _near(mask: np.ndarray, foreground: np.ndarray, rng: np.random.Generator) ->
     rows, columns = np.nonzero(foreground)
     nearest = np.argmin((rows - wanted[0]) ** 2 + (columns - wanted[1]) ** 2)
     return int(rows[nearest]), int(columns[nearest])
-
-
-def _around(mask: np.ndarray, reach: int) -> tuple[slice, slice]:
-    """The box around a mask, `reach` pixels wider on every side, as far as the image goes."""
-    return tuple(slice(max(0, side.start - reach), side.stop + reach) for side in _bounding_box(mask))
-
-
-def _bounding_box(mask: np.ndarray, reach: int = 0) -> tuple[slice, slice]:
-    """The box around a mask; sides that lie within `reach` pixels of the image's border go to it."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(
-        slice(0 if side.start <= reach else side.start, length if side.stop >= length - reach else side.stop)
-        for side, length in zip(box, mask.shape, strict=True)
-    )
 
 
 def _place_real(
@@ -213,8 +151,8 @@ def _place_real(
     It stays `near` where it was, goes on touching the borders that it touched within its `margin` (beyond, nothing is
     known of it), or does neither. With it the `source` and `corner` of a `Placement`.
     """
-    box, line = _bounding_box(mask, margin), is_line(mask)
-    keep = near or (_at_border(box, mask.shape) and not line)
+    box, line = bounding_box(mask, margin), is_line(mask)
+    keep = near or (at_border(box, mask.shape) and not line)
     cropped, most, before, least = mask[box], [], [0, 0], SCALES[0]
     spanning = False
     for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):
@@ -318,14 +256,14 @@ def _deform(
         if mirrored:
             mask = mask[:, ::-1]
         if line and grain != "none" and rng.random() < 0.5:
-            angle = slight - _angle(mask) + (0 if grain == "down" else np.pi / 2)
+            angle = slight - axis_angle(mask) + (0 if grain == "down" else np.pi / 2)
     stretch = _lengthening(mask, 0.9 * min(most) / scale, rng) if line else np.eye(2)
     longer = np.linalg.det(stretch)
     mask = np.pad(mask, 1)  # so that pixels at the crop's edge fade out like any other
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     size = np.abs(rotation @ stretch) @ mask.shape
     scale = min(scale, *(np.maximum(most, 1) / size))
-    length = max(_largest_part(mask)) * max(1.0, longer)
+    length = max(largest_part(mask)) * max(1.0, longer)
     bend = BEND * length
     out = np.maximum(1, np.ceil(scale * (size + 2 * bend)).astype(int)) + 2 + 2 * RIM
     cell = max(3.0, scale * length / 2.5)
@@ -350,52 +288,19 @@ def _deform(
         result = ndimage.binary_closing(result, np.ones((3, 3))) & (covered > 0)
     if not result.any():
         result[tuple(side // 2 for side in out)] = True
-    box = _bounding_box(result)
+    box = bounding_box(result)
     rows, columns = (
         plane[box[0].start - RIM : box[0].stop + RIM, box[1].start - RIM : box[1].stop + RIM] - 1 for plane in source
     )
     return result[box], np.stack([rows, mask.shape[1] - 3 - columns if mirrored else columns])
 
 
-def is_line(mask: np.ndarray) -> bool:
-    """Whether a mask (H, W) bool is in one piece, thin, and much longer than wide, as cracks and scratches are."""
-    box = _bounding_box(mask)
-    shape = mask[box]
-    _, lengths = _axes(shape)
-    one_piece = ndimage.label(shape, np.ones((3, 3)))[1] == 1
-    thin = ndimage.distance_transform_edt(np.pad(shape, 1)).max() <= THIN
-    spans = any(side == slice(0, length) for side, length in zip(box, mask.shape, strict=True))
-    return bool(one_piece and thin and not spans and lengths[1] >= max(_LONG, 2.5 * lengths[0]))
-
-
-def _axes(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The principal axes of a mask, columns (row, column) of length 1, and how long it is along them, the longer last.
-
-    As long as a rectangle with the same moments.
-    """
-    moments, axes = np.linalg.eigh(np.cov(np.argwhere(mask).T, bias=True) + np.eye(2) / 12)
-    return axes, np.sqrt(12 * moments)
-
-
-def _angle(mask: np.ndarray) -> float:
-    """From the downward direction to a mask's longer axis."""
-    axes, _ = _axes(mask)
-    return float(np.arctan2(axes[1, 1], axes[0, 1]))
-
-
 def _lengthening(mask: np.ndarray, longest: float, rng: np.random.Generator) -> np.ndarray:
     """A matrix (2, 2) that stretches a line along its axis: to half of its length at least, at most to `longest`."""
-    axes, lengths = _axes(mask)
+    axes, lengths = principal_axes(mask)
     shortest = lengths[1] / 2
     wanted = np.exp(rng.uniform(np.log(shortest), np.log(max(shortest, longest))))
     return axes @ np.diag([1, wanted / lengths[1]]) @ axes.T
-
-
-def _largest_part(mask: np.ndarray) -> tuple[int, int]:
-    """Height and width of the largest part of a mask, with a rim of one pixel."""
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    part = ndimage.find_objects(labels)[np.bincount(labels.ravel())[1:].argmax()]
-    return tuple(side.stop - side.start + 2 for side in part)
 
 
 def _paste(shape: np.ndarray, corner: Sequence[int], foreground: np.ndarray) -> np.ndarray:
@@ -404,15 +309,3 @@ def _paste(shape: np.ndarray, corner: Sequence[int], foreground: np.ndarray) -> 
     target, source = overlap(corner, shape.shape, foreground.shape)
     result[target] = shape[source] & foreground[target]
     return result
-
-
-def overlap(
-    corner: tuple[int, int], size: tuple[int, int], bounds: tuple[int, int]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a patch of `size` at `corner` lies in an image of `bounds`, as slices of the image and of the patch."""
-    target, source = [], []
-    for start, length, bound in zip(corner, size, bounds, strict=True):
-        low, high = max(0, start), max(0, start, min(bound, start + length))
-        target.append(slice(low, high))
-        source.append(slice(low - start, high - start))
-    return tuple(target), tuple(source)

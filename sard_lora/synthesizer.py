@@ -22,7 +22,8 @@ from sard_lora.data import named_anomalies
 from sard_lora.images import load_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import BankMask, MaskBank
-from sard_lora.masks import Placement, sample_mask, split_mask
+from sard_lora.mask_geometry import split_mask
+from sard_lora.masks import Placement, sample_mask
 from sard_lora.pipelines.sard_inpaint import (
     BACKGROUNDS,
     COMPOSITES,

@@ -6,7 +6,8 @@ from scipy import ndimage
 
 from sard_lora.images import load_image
 from sard_lora.margins import MOST
-from sard_lora.masks import RIM, THIN, Placement, overlap
+from sard_lora.mask_geometry import THIN, overlap
+from sard_lora.masks import RIM, Placement
 
 _EDGE = 1.5
 """Pixels over which a moved defect follows the brightness at its outline."""

@@ -11,7 +11,8 @@ from sard_lora.caching import Kept
 from sard_lora.data import GOOD, Sample
 from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.mask_bank import MaskBank
-from sard_lora.masks import sample_mask, split_mask, widen
+from sard_lora.mask_geometry import split_mask, widen
+from sard_lora.masks import sample_mask
 from sard_lora.pipelines.sard_inpaint import crop_mask, crop_window, window_box
 from sard_lora.product import Grain, foreground
 

@@ -6,7 +6,8 @@ from PIL import Image
 from scipy import ndimage
 
 from sard_lora.mask_bank import BankMask
-from sard_lora.masks import Placement, overlap, sample_mask
+from sard_lora.mask_geometry import overlap
+from sard_lora.masks import Placement, sample_mask
 from sard_lora.transplant import transplant
 
 
