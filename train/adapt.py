@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -109,6 +109,8 @@ class AdaptConfig:
         for name in ("drawn_defects", "small_share", "whole_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to lie in [0, 1]")
+        if self.grain not in (None, *get_args(Grain)):
+            raise ValueError(f"grain={self.grain!r} is not one of {', '.join(get_args(Grain))}")
 
 
 def adapt(config: AdaptConfig) -> Path:

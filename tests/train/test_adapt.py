@@ -116,3 +116,12 @@ def test_the_command_is_two_words(mvtec, tiny_base, tmp_path, capsys):
     assert main(["base", "adapt", *flags]) == 1
     assert "exists already" in capsys.readouterr().err
     assert main(["base"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"grain": "up"}, "grain='up' is not one of none, down, across"), ({"steps": 0}, "steps=0 has to be at least 1")],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, "sard-tiny", tmp_path / "out", **changes)
