@@ -1,9 +1,10 @@
 """Where the next defect goes: new masks made like those of the real defects, on the product's foreground.
 
-A new mask is never empty and never leaves the foreground. It is as large as a real mask times a scale of 0.7 to
+A new mask is never empty and never leaves the foreground. It is as large as a real mask times a scale of 0.35 to
 1.4 per axis, in pixels and not as a share of the image, because the camera's distance does not change; only a mask
-that would take more of a smaller image than it took of its own, and much of it, is made smaller. Lines are as wide as
-real ones, and of any length: one crack says nothing of how long the next is, nor where it runs.
+that would take more of a smaller image than it took of its own, and much of it, is made smaller still. The scale goes
+further down than up, because the examples that people keep are the large ones. Lines are as wide as real ones (0.7 to
+1.4), and of any length: one crack says nothing of how long the next is, nor where it runs.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,11 @@ from sard_lora.mask_geometry import (
 from sard_lora.product import Grain
 from sard_lora.shapes import highest, perlin, perlin_patch, stroke
 
-SCALES = (0.7, 1.4)
+SCALES = (0.35, 1.4)
+LEAST_OF_LINES = 0.7
+"""Lines, and what is `SMALL` already, are scaled by at least this: their width is what makes them visible."""
+SMALL = 6
+"""Pixels of a side that no mask is scaled below, unless its real one is hardly larger."""
 BEND = 0.06
 """How far a mask is bent, as a share of its longer side; over two fifths of it, so that thin ones keep their width."""
 RIM = 12
@@ -94,12 +99,20 @@ def sample_mask(
         return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, where, corner)
     keep = near or at_border(bounding_box(entry.mask), entry.mask.shape)
     centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
-    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    scale = np.exp(rng.uniform(*np.log(_scales(entry.mask))))
     most = max(entry.mask.mean(), 0.2) * foreground.size
     area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
     grow = perlin_patch if source == "perlin" else stroke
     mask = grow(foreground, centre, area, rng)
     return Placement(widen(mask, margin) & foreground, mask, source)
+
+
+def _scales(mask: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest scale of a mask."""
+    low, high = SCALES
+    if is_line(mask):
+        return LEAST_OF_LINES, high
+    return float(np.clip(SMALL / np.sqrt(np.count_nonzero(mask)), low, LEAST_OF_LINES)), high
 
 
 def _joined(
@@ -153,12 +166,12 @@ def _place_real(
     """
     box, line = bounding_box(mask, margin), is_line(mask)
     keep = near or (at_border(box, mask.shape) and not line)
-    cropped, most, before, least = mask[box], [], [0, 0], SCALES[0]
-    spanning = False
+    cropped, most, before, spanning = mask[box], [], [0, 0], False
+    least, greatest = _scales(mask)
     for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):
         spans = keep and side.start == 0 and side.stop == old
         if spans:  # What reaches across the whole image goes on doing so: enlarged if that is enough, else continued.
-            enough = np.clip(1.1 * new / old, *SCALES)
+            enough = np.clip(1.1 * new / old, least, greatest)
             before[axis] = max(0, int(np.ceil(0.57 / enough * new)) - old // 2)
             index = _folded(np.arange(-before[axis], old + before[axis]), old)
             cropped = np.take(cropped, index, axis=axis)
@@ -167,7 +180,7 @@ def _place_real(
     best, found = np.zeros_like(foreground), None
     for attempt in range(9):
         if attempt % 3 == 0:
-            shape, inside = _deform(cropped, keep, grain, line and not spanning, least, most, rng)
+            shape, inside = _deform(cropped, keep, grain, line and not spanning, (least, greatest), most, rng)
             source = np.stack(
                 [
                     side.start + (_folded(index - extra, side.stop) if extra else index)
@@ -233,7 +246,7 @@ def _deform(
     keep: bool,
     grain: Grain,
     line: bool,
-    least: float,
+    scales: tuple[float, float],
     most: Sequence[float],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -244,9 +257,9 @@ def _deform(
     A mask that keeps its place is turned by at most 12 degrees. Any other is mirrored half of the time and turned by
     any angle, or if it is large upside down, so that it need not shrink. With a grain it is turned by at most 5
     degrees, and upside down, unless it is a `line`: half of those are laid along the grain, but for 5 degrees. The
-    scale is at least `least`, but for a side that would become longer than `most` (height, width) before the bending.
+    scale is one of `scales`, but for a side that would become longer than `most` (height, width) before the bending.
     """
-    scale = max(least, np.exp(rng.uniform(*np.log(SCALES))))
+    scale = np.exp(rng.uniform(*np.log(scales)))
     slight = np.deg2rad(rng.uniform(-12, 12) if grain == "none" else rng.uniform(-5, 5))
     angle, mirrored = slight, False
     if not keep:

@@ -58,13 +58,21 @@ def test_the_same_seed_gives_the_same_mask(real, source, keep_location, seed):
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("keep_location", [0.0, 1.0])
-def test_new_masks_are_as_large_as_the_real_ones(source: str, keep_location: float):
-    bank = bank_of(*(square(side=side) for side in (5, 8, 11)))
+def test_new_masks_are_a_little_larger_than_the_real_ones_or_much_smaller(source: str, keep_location: float):
+    bank = bank_of(*(square((120, 100), side=side) for side in (14, 16, 18)))
     rng = np.random.default_rng(0)
-    areas = [sample_mask(bank, np.ones((96, 80), bool), rng, source, keep_location)[0].sum() for _ in range(600)]
-    assert 0.8 * 64 < np.median(areas) < 1.25 * 64
-    assert min(areas) >= 25 * 0.7**2 * 0.7 - 1 and max(areas) <= 121 * 1.4**2 * 1.1
-    assert np.std(areas) > 20
+    areas = [sample_mask(bank, np.ones((120, 100), bool), rng, source, keep_location)[0].sum() for _ in range(600)]
+    assert 0.4 * 256 < np.median(areas) < 0.7 * 256, "scales of 0.4 to 1.4, one as likely as another"
+    assert min(areas) >= 0.7 * 6**2 - 1 and max(areas) <= 18**2 * 1.4**2 * 1.1
+    assert np.quantile(areas, 0.1) < 0.3 * 256 and np.quantile(areas, 0.9) > 1.2 * 256
+
+
+def test_what_is_small_does_not_become_much_smaller():
+    drawn = [
+        sample_mask(bank_of(square(side=6)), np.ones((64, 64), bool), rng) for rng in map(np.random.default_rng, range(60))
+    ]
+    areas = [placement.mask.sum() for placement in drawn]
+    assert 0.7 * 0.7**2 * 36 < min(areas) < 0.7 * 36 and max(areas) > 1.5 * 36
 
 
 def test_a_scratch_of_one_pixel_stays_in_one_piece():
@@ -217,7 +225,7 @@ def test_thin_masks_are_bent_and_keep_their_width():
 def test_a_line_is_of_any_length_and_direction_and_keeps_its_width():
     bar = np.zeros((200, 200), bool)
     bar[100:104, 80:110] = True
-    lengths, angles = [], []
+    lengths, angles, widths = [], [], []
     for seed in range(60):
         rng = np.random.default_rng(seed)
         mask = sample_mask(bank_of(bar), np.ones((200, 200), bool), rng, grain="across").mask
@@ -225,9 +233,10 @@ def test_a_line_is_of_any_length_and_direction_and_keeps_its_width():
         moments, axes = np.linalg.eigh(np.cov(where.T))
         lengths.append(np.sqrt(12 * moments[1]))
         angles.append(np.rad2deg(np.arctan2(*axes[:, 1])) % 180)
+        widths.append(mask.sum() / lengths[-1])
         assert ndimage.distance_transform_edt(np.pad(mask, 1)).max() <= 5, "2 in the bar, times 1.4, where it is bent"
         assert ndimage.label(mask, np.ones((3, 3)))[1] == 1
-    assert min(lengths) < 25 and max(lengths) > 120
+    assert min(lengths) < 25 and max(lengths) > 120 and min(widths) > 0.6 * 4
     assert all(np.histogram(angles, 4, (0, 180))[0] >= 5)
 
 

@@ -45,9 +45,9 @@ def test_what_a_defect_darkens_around_it_does_not_brighten_it(tmp_path):
     """It has a halo beyond its mask; the light of its old place is that beyond the halo."""
     rows, columns = np.mgrid[:80, :80]
     distance = np.hypot(rows - 40, columns - 40)
-    pixels = np.where(distance < 8, 60, np.where(distance < 13, 120, 180)).astype(np.uint8)
+    pixels = np.where(distance < 16, 60, np.where(distance < 21, 120, 180)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "spot.png")
-    bank = [BankMask(distance < 8, "spot", "spot/0", tmp_path / "spot.png")]
+    bank = [BankMask(distance < 16, "spot", "spot/0", tmp_path / "spot.png")]
     normal = Image.new("RGB", (80, 80), (180, 180, 180))
     for seed in range(6):
         placement = sample_mask(bank, np.ones((80, 80), bool), np.random.default_rng(seed))
@@ -68,16 +68,16 @@ def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
         moved = np.asarray(transplant(normal, placement, contrast), float)[..., 0]
         assert (moved[~placement.mask] == grain[~placement.mask]).all()
         core = ndimage.binary_erosion(placement.mask, iterations=3)
-        assert abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8)).max() < 3
+        assert core.any() and abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8)).max() < 4
 
 
 def test_the_surface_of_a_wide_defect_comes_along(tmp_path):
     rows, columns = np.mgrid[:120, :120]
     mask = np.hypot(rows - 60, columns - 60) < 30
-    stripes = np.where(columns % 8 < 4, 40, 80)
+    stripes = np.where(columns % 16 < 8, 40, 80)
     Image.fromarray(np.where(mask, stripes, 160).astype(np.uint8)).save(tmp_path / "stain.png")
     bank = [BankMask(mask, "stain", "stain/0", tmp_path / "stain.png")]
-    normal = Image.fromarray(np.where(rows % 8 < 4, 130, 190).astype(np.uint8)).convert("RGB")
+    normal = Image.fromarray(np.where(rows % 16 < 8, 130, 190).astype(np.uint8)).convert("RGB")
     placement = sample_mask(bank, np.ones((120, 120), bool), np.random.default_rng(0), grain="across")
     moved = np.asarray(transplant(normal, placement, 1.0), float)[..., 0]
     core = ndimage.binary_erosion(placement.mask, iterations=12)
