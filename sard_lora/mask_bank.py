@@ -11,6 +11,9 @@ from sard_lora.atomic import atomic_file
 from sard_lora.images import DEFECT, load_mask
 from sard_lora.layouts import Sample
 
+SPECK = 9
+"""Pixels that a mask has at least, unless all masks of its defect have fewer: less is a slip of the annotator's pen."""
+
 
 @dataclass(frozen=True, eq=False)
 class BankMask:
@@ -81,11 +84,11 @@ class MaskBank:
         return tuple(sorted({entry.defect for entry in self.masks}))
 
     def for_defect(self, defect: str) -> tuple[BankMask, ...]:
-        """The masks of one defect. Raises `ValueError` where there are none."""
+        """The masks of one defect, without specks (`SPECK`). Raises `ValueError` where there are none."""
         found = tuple(entry for entry in self.masks if entry.defect == defect)
         if not found:
             raise ValueError(f"{defect!r}: no masks of this defect. Choose one of {', '.join(self.defects)}.")
-        return found
+        return tuple(entry for entry in found if np.count_nonzero(entry.mask) >= SPECK) or found
 
 
 def _as_bool(mask: Image.Image) -> np.ndarray:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sard_lora.caching import Kept
 from sard_lora.data import GOOD, Sample
-from sard_lora.images import DEFECT, load_image, load_mask
+from sard_lora.images import load_image
 from sard_lora.mask_bank import MaskBank
 from sard_lora.mask_geometry import split_mask, widen
 from sard_lora.masks import sample_mask
@@ -40,13 +40,12 @@ class WindowSource:
     def __init__(self, anomalies: Sequence[Sample], normals: Sequence[Sample], settings: WindowSettings) -> None:
         self.settings = settings
         self.defects = sorted({sample.defect for sample in anomalies})
-        self.by_defect = {defect: [] for defect in self.defects}
-        for sample in anomalies:
-            image = load_image(sample.image)
-            mask = np.asarray(load_mask(sample.mask, image.size)) == DEFECT
-            self.by_defect[sample.defect].append((image, mask))
-        self.normals = list(normals)
         self.bank = MaskBank.from_samples(anomalies)
+        self.by_defect = {
+            defect: [(load_image(entry.image), entry.mask) for entry in self.bank.for_defect(defect)]
+            for defect in self.defects
+        }
+        self.normals = list(normals)
         self._normal = Kept(_load_normal, lambda loaded: 3 * loaded[1].size + loaded[1].nbytes)
 
     def draw_anomaly(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sard_lora.data import open_category
-from sard_lora.mask_bank import MaskBank
+from sard_lora.mask_bank import BankMask, MaskBank
 
 
 def test_a_bank_comes_back_from_its_folder(mvtec: Path, tmp_path: Path):
@@ -27,3 +27,14 @@ def test_a_missing_bank_or_defect_is_named(mvtec: Path, tmp_path: Path):
         MaskBank.load(tmp_path / "masks")
     with pytest.raises(ValueError, match=r"'dent'.*hole, scratch"):
         MaskBank.from_samples(open_category(mvtec).anomalies).for_defect("dent")
+
+
+def test_specks_are_left_out_unless_there_is_nothing_else():
+    """A mask of two pixels beside one of fifty is a slip of the pen."""
+    speck, spot = np.zeros((2, 20, 20), bool)
+    speck[3, 4:6], spot[3:8, 5:15] = True, True
+    stain = [BankMask(mask, "stain", f"stain/{number}") for number, mask in enumerate((speck, spot))]
+    pinhole = BankMask(speck, "pinhole", "pinhole/0")
+    bank = MaskBank((*stain, pinhole))
+    assert bank.for_defect("stain") == (stain[1],)
+    assert bank.for_defect("pinhole") == (pinhole,)
