@@ -1,13 +1,14 @@
 """Categories of images: opened from disk, checked for everything that can be wrong with them, and split.
 
 The folder layouts are described in `sard_lora.layouts`. A `manifest.csv` at the category's root (columns
-`path,group`, paths relative to it) says which images show the same part; without it every image is its own.
+`path,group`, paths relative to it) says which images show the same part; without it every image is its own. Anything in
+a third column, `exclude`, keeps an image from being used, and moves no other one to another side.
 """
 
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ class Category:
     test_normals: tuple[Sample, ...]
     anomalies: tuple[Sample, ...]
     folder_problems: tuple[Problem, ...] = ()
+    excluded: frozenset[Path] = frozenset()
+    """Images that are on no side of a split."""
 
     @property
     def defects(self) -> tuple[str, ...]:
@@ -64,7 +67,7 @@ class Split:
     test: tuple[Sample, ...]
     """Held back, anomalies and normal images: final figures only."""
     unused: tuple[Sample, ...]
-    """Left out, because their group is on the other side or `shots` asked for fewer."""
+    """Left out, because their group is on the other side, `shots` asked for fewer, or the manifest excludes them."""
 
     def held_back(self, half: Literal["dev", "test"]) -> tuple[Sample, ...]:
         """One half of what is held back."""
@@ -85,7 +88,7 @@ def open_category(root: Path | str, category: str | None = None) -> Category:
     layout = find_layout(folder)
     if layout is None:
         raise ValueError(_unknown_layout(root, category))
-    groups, problems = _read_manifest(folder)
+    groups, excluded, problems = _read_manifest(folder)
     train_normals, test_normals, anomalies, strays = scan(folder, layout, groups)
     listed = {sample.image for sample in (*train_normals, *test_normals, *anomalies)}
     if groups:
@@ -106,11 +109,12 @@ def open_category(root: Path | str, category: str | None = None) -> Category:
         test_normals=tuple(test_normals),
         anomalies=tuple(anomalies),
         folder_problems=(*problems, *strays),
+        excluded=frozenset(folder / name for name in excluded),
     )
 
 
 def inspect(category: Category) -> Inspection:
-    """Read every file of a category once, a few at a time, and list all that is wrong with it."""
+    """Read every file of a category that is not excluded once, a few at a time, and list all that is wrong with it."""
     problems = list(category.folder_problems)
     if not category.train_normals:
         wanted = {"mvtec": "train/good", "btad": "train/ok", "paired": "good"}[category.layout]
@@ -124,9 +128,10 @@ def inspect(category: Category) -> Inspection:
     except DataError as error:
         problems += error.problems
     sizes, areas = [], defaultdict(list)
+    used = [sample for sample in category.samples if sample.image not in category.excluded]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        read = pool.map(lambda sample: _read_sample(category, sample), category.samples)
-        for sample, (size, area, found) in zip(category.samples, read, strict=True):
+        read = pool.map(lambda sample: _read_sample(category, sample), used)
+        for sample, (size, area, found) in zip(used, read, strict=True):
             problems += found
             if size is not None:
                 sizes.append(size)
@@ -155,8 +160,10 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
     normal-only group with images in both is held back. What is held back alternates between `test` and `dev`,
     per defect and for the normal-only groups. `shots` keeps only so many training groups of each defect: `draw` 0
     the first ones, 1 the next, and so on, beginning again after the last; nothing else depends on the two.
+    Excluded images count until everything has its side, and are taken out then.
 
-    Raises `DataError` where a defect has fewer than two groups, or none that fits the quotas.
+    Raises `DataError` where a defect has fewer than two groups, none that fits the quotas, or only excluded ones to
+    train on.
     """
     if shots is not None and shots < 1:
         raise ValueError(f"shots: {shots} is not a number of images. Give 1 or more, or leave it out for a third.")
@@ -169,18 +176,21 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
     held_back -= train_groups
     test_groups = _test_groups(holders, held_back)
 
-    shown = {
-        (defect, group)
-        for defect, groups in holders.items()
-        for group in _handful([group for group in groups if group in train_groups], shots, draw)
-    }
-    train = tuple(sample for sample in category.anomalies if (sample.defect, sample.group) in shown)
-    normals = tuple(sample for sample in category.train_normals if sample.group not in held_back)
-    held = [s for s in (*category.anomalies, *category.test_normals) if s.group in held_back]
+    def included(samples: Iterable[Sample]) -> list[Sample]:
+        return [sample for sample in samples if sample.image not in category.excluded]
+
+    trainable = _groups_by_defect(s for s in included(category.anomalies) if s.group in train_groups)
+    if starved := [defect for defect in holders if defect not in trainable]:
+        what = f"all images of {', '.join(starved)} on the training side are excluded in manifest.csv"
+        raise DataError([Problem(category.root, what, "Include one of them, or take the defect out")])
+    shown = {(defect, group) for defect, groups in trainable.items() for group in _handful(groups, shots, draw)}
+    train = tuple(sample for sample in included(category.anomalies) if (sample.defect, sample.group) in shown)
+    normals = tuple(sample for sample in included(category.train_normals) if sample.group not in held_back)
+    held = [s for s in included((*category.anomalies, *category.test_normals)) if s.group in held_back]
     dev = tuple(sample for sample in held if sample.group not in test_groups)
     test = tuple(sample for sample in held if sample.group in test_groups)
-    used = {*train, *normals, *dev, *test}
-    unused = tuple(sample for sample in category.samples if sample not in used)
+    sides = {*train, *normals, *dev, *test}
+    unused = tuple(sample for sample in category.samples if sample not in sides)
     return Split(train, normals, dev, test, unused)
 
 
@@ -229,12 +239,13 @@ def _unknown_layout(root: Path, category: str | None) -> str:
     return f"{message} Arrange the images in one of these layouts, or give the folder that holds them."
 
 
-def _read_manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
-    """Groups by image path relative to `folder` (none without a manifest), and what is wrong with them."""
+def _read_manifest(folder: Path) -> tuple[dict[str, str], set[str], list[Problem]]:
+    """Groups by image path relative to `folder` (none without a manifest), those to exclude, and what is wrong."""
     path = folder / "manifest.csv"
     if not path.exists():
-        return {}, []
+        return {}, set(), []
     groups: dict[str, str] = {}
+    excluded: set[str] = set()
     problems = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -242,6 +253,8 @@ def _read_manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
             raise ValueError(f"{path}: needs the columns path and group, has {reader.fieldnames}. Add them.")
         for number, row in enumerate(reader, start=2):
             name, group = (row["path"] or "").strip().replace("\\", "/"), (row["group"] or "").strip()
+            if (row.get("exclude") or "").strip():
+                excluded.add(name)
             if not name or not group:
                 problems.append(
                     Problem(path, f"line {number} has no path or no group", "Fill it in or delete the line")
@@ -257,7 +270,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
                         "Restore it or delete the line",
                     )
                 )
-    return groups, problems
+    return groups, excluded, problems
 
 
 def _read_sample(category: Category, sample: Sample) -> tuple[tuple[int, int] | None, float | None, list[Problem]]:
@@ -289,7 +302,7 @@ def _handful(groups: list[str], shots: int | None, draw: int) -> list[str]:
     return [groups[(draw * shots + number) % len(groups)] for number in range(shots)]
 
 
-def _groups_by_defect(anomalies: Sequence[Sample]) -> dict[str, list[str]]:
+def _groups_by_defect(anomalies: Iterable[Sample]) -> dict[str, list[str]]:
     """Sorted groups that hold each defect, by sorted defect."""
     groups = defaultdict(set)
     for sample in anomalies:

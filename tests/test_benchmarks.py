@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation.benchmark import benchmark
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.cells import Cell
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import adapters as adapters_benchmark
 import base as base_benchmark
 import figures
+import parts
 
 
 def test_the_base_is_measured_beside_its_references(tiny_base, tmp_path):
@@ -81,3 +83,32 @@ def test_a_benchmark_goes_on_from_its_figures_alone(mvtec, tmp_path, monkeypatch
     assert (second["rows"], second["fidelity"]) == (first["rows"], first["fidelity"])
     with pytest.raises(ValueError, match="no figures"):
         figures.pack(tmp_path / "nothing", file)
+
+
+def test_what_is_tested_is_seen_on_no_other_side(tmp_path):
+    """A cell that was photographed again a few steps later; the sides of all other images stay as they are."""
+    write_category("leather", tmp_path / "cells", normals=24, anomalies_per_defect=9, seed=0, size=64)
+    category = open_category(tmp_path / "cells")
+    split = few_shot_split(category)
+    tested, dev, train, normal, kept = split.test[0], split.dev[0], split.train[0], split.normals[0], split.normals[1]
+    names = {
+        sample.image.relative_to(category.root).as_posix(): f"img/A{number}X{100 * number + 10}_1.jpg"
+        for number, sample in enumerate(category.samples)
+    }
+    steps = {tested: 20, dev: 30, train: 12, normal: 40, kept: 45}
+    names |= {s.image.relative_to(category.root).as_posix(): f"img/FSEC_5GC{step}_7.jpg" for s, step in steps.items()}
+    lines = [f"{path},{source},{path}" for path, source in names.items()]
+    (category.root / "manifest.csv").write_text("\n".join(["path,source,group", *lines]))
+    assert parts.write_data_set(category.root, tmp_path / "out") == 3
+    left = few_shot_split(open_category(tmp_path / "out"))
+    assert {s.image.name for s in split.test} == {s.image.name for s in left.test}
+    assert len(left.dev) == len(split.dev) - 1 and len(left.train) == len(split.train) - 1
+    assert len(left.normals) == len(split.normals) - 1
+    images = {s.image.relative_to(tmp_path / "out") for s in (*left.dev, *left.train, *left.normals)}
+    assert {s.image.relative_to(category.root) for s in (dev, train, normal)}.isdisjoint(images)
+    assert kept.image.relative_to(category.root) in images, "15 steps from the next one that is tested or chosen on"
+
+
+def test_groups_of_the_same_tile_are_one_part():
+    seen = [parts.tile_seen({"group": name}) for name in ("crack_002", "crack_005", "crack_006")]
+    assert seen[0] == seen[1] != seen[2]

@@ -193,7 +193,7 @@ class SetMaker:
         count = part.settings({"count"}).get("count", self.count) if count is None else count
         key = {"count": count, "fills": fills}
         if part.kind in BASELINES:
-            key |= part.settings({"margin"}) | {"shots": self._shots(part)} | self._origin
+            key |= part.settings({"margin"}) | {"shots": self._shots(part)} | self._origin(part)
         else:
             key = {"adapter": self._adapter_key(part)} | self._synthesis(part) | key
         return self.folder / "sets" / _name(part.kind, key)
@@ -202,11 +202,17 @@ class SetMaker:
         """Where the adapter of a generated part lies."""
         return self.folder / "adapters" / _name(part.kind, self._adapter_key(part))
 
+    def _origin(self, part: Part) -> dict[str, Any]:
+        """What all that is made here depends on; files are read once for every number of shots."""
+        shots = self._shots(part)
+        if shots not in self._fingerprints:
+            split = self._split(part)
+            self._fingerprints[shots] = fingerprint([*split.train, *split.normals])
+        return {"data": self._fingerprints[shots], "seed": self.seed, "revision": REVISION}
+
     @cached_property
-    def _origin(self) -> dict[str, Any]:
-        """What everything depends on that is made here."""
-        split = few_shot_split(self.category)
-        return {"data": fingerprint([*split.train, *split.normals]), "seed": self.seed, "revision": REVISION}
+    def _fingerprints(self) -> dict[int | None, str]:
+        return {}
 
     def _draw(self, part: Part, split: Split, count: int, fills: bool, folder: Path) -> None:
         defects = sorted({sample.defect for sample in split.train})
@@ -247,7 +253,7 @@ class SetMaker:
         return {**self.synthesis, **part.settings(_SYNTHESIS)}
 
     def _adapter_key(self, part: Part) -> dict[str, Any]:
-        return {"training": self._training(part), "base": bases.describe(self.base).revision} | self._origin
+        return {"training": self._training(part), "base": bases.describe(self.base).revision} | self._origin(part)
 
     def _generate(self, part: Part, count: int, fills: bool, folder: Path) -> None:
         synthesize(

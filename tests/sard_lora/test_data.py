@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,12 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data is not here")
 
 
-def manifest(root: Path, groups: dict[str, str]) -> None:
+def manifest(root: Path, groups: dict[str, str], exclude: Collection[str] = ()) -> None:
     """Write manifest.csv for every image below `root`: each its own group unless `groups` says otherwise."""
     images = [path.relative_to(root).as_posix() for path in sorted(root.glob("t*/*/*")) if path.suffix == ".png"]
-    lines = [f"{path},{groups.get(path, path)}" for path in images]
+    lines = [f"{path},{groups.get(path, path)},{'blurred' if path in exclude else ''}" for path in images]
     # With a byte order mark, as spreadsheets save it.
-    (root / "manifest.csv").write_text("\n".join(["path,group", *lines]), encoding="utf-8-sig")
+    (root / "manifest.csv").write_text("\n".join(["path,group,exclude", *lines]), encoding="utf-8-sig")
 
 
 def sides(split: Split) -> dict[str, set[str]]:
@@ -338,3 +339,29 @@ def test_the_split_of_real_data_keeps_parts_apart(name: str, train: dict, dev: d
     assert_sound_split(category, split)
     assert (counts(split.train), counts(split.dev), counts(split.test)) == (train, dev, test)
     assert len(split.normals) == normals
+
+
+def test_excluded_images_are_on_no_side_and_move_no_other(mvtec: Path):
+    manifest(mvtec, {})
+    whole = few_shot_split(open_category(mvtec))
+    gone = [whole.train[0], whole.normals[0], whole.dev[0], whole.test[-1]]
+    manifest(mvtec, {}, [sample.image.relative_to(mvtec).as_posix() for sample in gone])
+    split = few_shot_split(open_category(mvtec))
+    for side in ("train", "normals", "dev", "test"):
+        before, after = getattr(whole, side), getattr(split, side)
+        assert list(after) == [sample for sample in before if sample not in gone] and len(after) == len(before) - 1
+    assert set(gone) <= set(split.unused)
+    assert few_shot_split(open_category(mvtec), shots=1).train[0] == whole.train[1], "the next part takes its place"
+
+
+def test_excluded_images_may_be_broken(mvtec: Path):
+    manifest(mvtec, {}, ["test/hole/003.png"])
+    (mvtec / "test/hole/003.png").write_bytes(b"not an image")
+    assert find_problems(open_category(mvtec)) == []
+
+
+def test_a_defect_needs_one_image_to_train_on_that_is_not_excluded(mvtec: Path):
+    train = [sample for sample in few_shot_split(open_category(mvtec)).train if sample.defect == "hole"]
+    manifest(mvtec, {}, [sample.image.relative_to(mvtec).as_posix() for sample in train])
+    with pytest.raises(DataError, match=r"all images of hole on the training side are excluded"):
+        few_shot_split(open_category(mvtec))
