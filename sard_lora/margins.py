@@ -2,8 +2,7 @@
 
 Annotators outline what they see best, and many real defects go on faintly beyond. What is cut off at such an outline
 has a hard edge that no real defect has, and a segmenter learns the edge. So masks are widened, by this much and not
-more: every pixel more is one of the background that is written anew, and, where a label has no fringe, labelled a
-defect.
+more: every pixel more is one of the background that is written anew.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,10 +15,8 @@ from sard_lora.layouts import Sample
 
 MOST = 6
 """The widest margin, in pixels."""
-MOST_MOVED = 2
-"""The widest margin of a mask that a real defect is moved with, in pixels."""
-_FAINT, _HALF = 0.2, 0.5
-"""Shares of a defect's contrast: where it has faded out, and where an exact outline lies."""
+_FAINT = 0.2
+"""Share of a defect's contrast that is left where it has faded out."""
 _SURROUNDINGS = (10, 16)
 """What counts as the product around a defect: pixels this far from the mask."""
 
@@ -32,34 +29,16 @@ def fade_margins(samples: Iterable[Sample]) -> dict[str, int]:
     not count. The margin ends at the first ring with a share below a fifth. A defect that fills its images has none.
     Raises `DataError` for files that `load_image` or `load_mask` refuses.
     """
-    return {defect: _margin(shares, _FAINT, MOST) for defect, shares in _shares(samples).items()}
-
-
-def moved_margins(samples: Iterable[Sample]) -> dict[str, int]:
-    """The same where real defects are moved without a fringe: 0 … `MOST_MOVED`, to the first ring with less than half.
-
-    What is moved has no hard edge where it ends, because it takes on the brightness of its new place there. So it needs
-    no room to fade out, only an outline at half of its contrast.
-    """
-    return {defect: _margin(shares, _HALF, MOST_MOVED) for defect, shares in _shares(samples).items()}
-
-
-def _shares(samples: Iterable[Sample]) -> dict[str, np.ndarray]:
-    """For every defect, the share of its contrast that is left in each ring (MOST,); zeros where it has no rings."""
     contrasts: dict[str, list[np.ndarray]] = {}
     for sample in samples:
         contrasts.setdefault(sample.defect, []).extend(_ring_contrasts(sample))
-    shares = {}
+    margins = {}
     for defect, found in sorted(contrasts.items()):
         all_parts = np.array(found or [np.zeros((1 + MOST, 3))])
         parts = all_parts[:, :1]
-        shares[defect] = (parts * all_parts[:, 1:]).sum((0, 2)) / max((parts**2).sum(), 1e-9)
-    return shares
-
-
-def _margin(shares: np.ndarray, least: float, most: int) -> int:
-    """How many of the first `most` rings hold at least a share `least`."""
-    return int(np.argmin(np.append(shares[:most] >= least, False)))
+        shares = (parts * all_parts[:, 1:]).sum((0, 2)) / max((parts**2).sum(), 1e-9)
+        margins[defect] = int(np.argmin(np.append(shares >= _FAINT, False)))
+    return margins
 
 
 def _ring_contrasts(sample: Sample) -> Iterator[np.ndarray]:

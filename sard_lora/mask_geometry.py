@@ -52,6 +52,12 @@ def overlap(
     return tuple(target), tuple(source)
 
 
+def folded(index: np.ndarray, length: int) -> np.ndarray:
+    """Positions beyond a line of `length` pixels, mirrored back into it."""
+    index = index % (2 * length)
+    return np.where(index > length - 0.5, 2 * length - 1 - index, index)
+
+
 def split_mask(mask: np.ndarray, context: float, min_side: int, limit: int = 12) -> list[np.ndarray]:
     """The parts of a scattered mask (H, W) bool that want windows of their own, largest first; together the mask.
 

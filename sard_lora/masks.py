@@ -20,6 +20,7 @@ from sard_lora.mask_geometry import (
     at_border,
     axis_angle,
     bounding_box,
+    folded,
     is_line,
     largest_part,
     overlap,
@@ -173,7 +174,7 @@ def _place_real(
         if spans:  # What reaches across the whole image goes on doing so: enlarged if that is enough, else continued.
             enough = np.clip(1.1 * new / old, least, greatest)
             before[axis] = max(0, int(np.ceil(0.57 / enough * new)) - old // 2)
-            index = _folded(np.arange(-before[axis], old + before[axis]), old)
+            index = folded(np.arange(-before[axis], old + before[axis]), old)
             cropped = np.take(cropped, index, axis=axis)
             spanning, least = True, max(least, enough)
         most.append(np.inf if spans else new if line else 1.2 * new * max((side.stop - side.start) / old, 0.5))
@@ -183,7 +184,7 @@ def _place_real(
             shape, inside = _deform(cropped, keep, grain, line and not spanning, (least, greatest), most, rng)
             source = np.stack(
                 [
-                    side.start + (_folded(index - extra, side.stop) if extra else index)
+                    side.start + (folded(index - extra, side.stop) if extra else index)
                     for side, extra, index in zip(box, before, inside, strict=True)
                 ]
             )
@@ -233,12 +234,6 @@ def _kept_corner(
             place = int(rng.integers(after - length + 1))
         corner.append(place)
     return corner
-
-
-def _folded(index: np.ndarray, length: int) -> np.ndarray:
-    """Positions beyond a line of `length` pixels, mirrored back into it."""
-    index = index % (2 * length)
-    return np.where(index > length - 0.5, 2 * length - 1 - index, index)
 
 
 def _deform(

@@ -134,7 +134,7 @@ def _write(
     image, mask, record = compose(synthesizer, draw, best)
     if config.fills:
         core = mask  # no defect that fades out: all of what was written is what a segmenter may or may not tell
-    elif draw.start is None:
+    elif draw.start is None and config.composite != "pixels":  # where all is decoded, an outline of the change is noise
         core = outlined(image, draw.image, mask)
     else:
         core = mask & draw.core

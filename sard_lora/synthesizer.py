@@ -33,7 +33,7 @@ from sard_lora.pipelines.sard_inpaint import (
 )
 from sard_lora.precision import mixed_precision
 from sard_lora.product import are_aligned, foreground
-from sard_lora.transplant import transplant
+from sard_lora.transplant import borrowed, transplant
 
 STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
@@ -217,7 +217,7 @@ class Synthesizer:
         start = None
         if moved:
             if self.config.fills:
-                placement = placement._replace(image=normals[rng.integers(len(normals))].image)
+                placement = borrowed(placement, normals[rng.integers(len(normals))].image)
             start = transplant(image, placement, self._contrast(rng))
         return self.plan(job, source, image, placement, rng, start)
 

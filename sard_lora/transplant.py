@@ -1,12 +1,14 @@
 """A real defect moved along with its mask: where diffusion starts from when it is to keep what real ones look like."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 from sard_lora.images import load_image
 from sard_lora.margins import MOST
-from sard_lora.mask_geometry import THIN, overlap
+from sard_lora.mask_geometry import THIN, folded, overlap
 from sard_lora.masks import RIM, Placement
 
 _EDGE = 1.5
@@ -17,6 +19,13 @@ _FADE = 2.0
 """Pixels over which a change fades in from its outline."""
 _ONE_SIDED = 0.8
 """Share of a defect's pixels from which on it counts as dark (or bright) all over."""
+
+
+def borrowed(placement: Placement, image: Path) -> Placement:
+    """The same, but of what lies there in another image of any size, which goes on mirrored beyond its borders."""
+    bounds = load_image(image).size[::-1]
+    source = [folded(plane, side).clip(0, side - 1) for plane, side in zip(placement.source, bounds, strict=True)]
+    return placement._replace(image=image, source=np.stack(source))
 
 
 def transplant(image: Image.Image, placement: Placement, contrast: float | None = None) -> Image.Image:

@@ -1,6 +1,6 @@
 """Training sets that need no generator, on the same normal images and under masks drawn as the generator's.
 
-- `paste`: real defects moved and relit (`sard_lora.transplant`), without diffusion, each labelled a defect as a whole;
+- `paste`: real defects moved and relit (`sard_lora.transplant`), without diffusion, labelled as the generator's are;
 - `cutpaste`: a patch or a scar of the normal image itself, moved (Li et al. 2021, CutPaste);
 - `draem`: a foreign texture under a Perlin mask, half transparent (Zavrtanik et al. 2021, DRAEM; its textures are
   photographs, here they are drawn).
@@ -20,12 +20,12 @@ from scipy import ndimage
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
-from sard_lora.margins import moved_margins
+from sard_lora.margins import fade_margins
 from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.masks import sample_mask
 from sard_lora.product import Grain, foreground, grain_of
 from sard_lora.textures import random_surface
-from sard_lora.transplant import transplant
+from sard_lora.transplant import borrowed, transplant
 
 _ATTEMPTS = 50
 
@@ -34,10 +34,10 @@ _ATTEMPTS = 50
 class Sources:
     """What the defects of one kind are made of.
 
-    bank: the few real images of the defect and their masks; normals: the normal images; margin: by how many pixels
-    masks are widened, all of which is labelled a defect; grain: that of the product, as the generator has
-    it. With `fills` the same is done with pieces of normal images only, under the same masks: nothing is a defect, and
-    only the writing is left.
+    bank: the few real images of the defect and their masks; normals: the normal images; margin: by how many pixels real
+    defects reach beyond their masks, as the generator has it; grain: that of the product, likewise. With `fills` the
+    same is done with pieces of normal images only, under the same masks: nothing is a defect, and only the writing is
+    left.
     """
 
     bank: Sequence[BankMask]
@@ -48,11 +48,15 @@ class Sources:
 
 
 class Drawing(NamedTuple):
-    """A new image (H, W, 3) uint8, the region that was written (H, W) bool, and where its shape comes from."""
+    """A new image (H, W, 3) uint8, the region that was written (H, W) bool, and where its shape comes from.
+
+    `core` (H, W) bool is what of the region is labelled a defect, where that is not all.
+    """
 
     pixels: np.ndarray
     mask: np.ndarray
     origin: str
+    core: np.ndarray | None = None
 
 
 Draw = Callable[[Sources, np.ndarray, np.ndarray, np.random.Generator], Drawing | None]
@@ -61,13 +65,13 @@ Draw = Callable[[Sources, np.ndarray, np.ndarray, np.random.Generator], Drawing 
 def draw_paste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing:
     """A real defect turned, bent, scaled, moved and relit (`transplant`), as SARD's diffusion starts from wide ones.
 
-    `image` (H, W, 3) uint8, `part` (H, W) bool its foreground.
+    `image` (H, W, 3) uint8, `part` (H, W) bool its foreground. What lies beyond the annotator's outline is its fringe.
     """
     placement = sample_mask(sources.bank, part, rng, margin=sources.margin, grain=sources.grain)
     if sources.fills:
-        placement = placement._replace(image=sources.normals[rng.integers(len(sources.normals))].image)
+        placement = borrowed(placement, sources.normals[rng.integers(len(sources.normals))].image)
     pasted = transplant(Image.fromarray(image), placement)
-    return Drawing(np.asarray(pasted), placement.mask, placement.origin)
+    return Drawing(np.asarray(pasted), placement.mask, placement.origin, None if sources.fills else placement.core)
 
 
 def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
@@ -76,7 +80,7 @@ def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np
     As a fill, without the jitter.
     """
     height, width = part.shape
-    area = sample_mask(sources.bank, part, rng, margin=sources.margin).mask.sum()
+    area = sample_mask(sources.bank, part, rng).mask.sum()
     scar = rng.random() < 0.5
     aspect = np.exp(rng.uniform(np.log(4), np.log(16)) if scar else rng.uniform(-np.log(3), np.log(3)))
     size = np.clip(np.round([np.sqrt(area / aspect), np.sqrt(area * aspect)]), 1, [height, width]).astype(int)
@@ -108,7 +112,7 @@ def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
 
     As a fill, another normal image in place of the texture.
     """
-    placement = sample_mask(sources.bank, part, rng, source="perlin", margin=sources.margin)
+    placement = sample_mask(sources.bank, part, rng, source="perlin")
     mask = placement.mask
     if sources.fills:
         other = load_image(sources.normals[rng.integers(len(sources.normals))].image)
@@ -142,8 +146,8 @@ def write_baseline(
 
     Records name the normal images by their paths below `root`, the folder of their category.
 
-    With `fills` it writes pieces of normal images in their place, and `margin` widens masks (see `Sources`): by default
-    as `moved_margins` says.
+    With `fills` it writes pieces of normal images in their place. `margin` is that of `Sources`, by default as
+    `fade_margins` says; only `paste` has one.
 
     The label is the region that was written; outside it the pixels are those of the normal image. Images that `output`
     already has are kept, so the same call after a kill completes the set; image number i of a defect depends on `seed`
@@ -158,7 +162,7 @@ def write_baseline(
     by_defect: dict[str, list[Sample]] = {}
     for sample in train_samples:
         by_defect.setdefault(sample.defect, []).append(sample)
-    margins = moved_margins(train_samples) if margin is None else dict.fromkeys(by_defect, margin)
+    margins = fade_margins(train_samples) if margin is None else dict.fromkeys(by_defect, margin)
     grain = grain_of([sample.image for sample in normals])
     if not isinstance(counts, Mapping):
         counts = dict.fromkeys(by_defect, counts)
@@ -205,7 +209,7 @@ def _add_one(
             "visibility": float(np.abs(drawing.pixels.astype(float) - before)[drawing.mask].mean()),
             "method": f"{method} fill" if sources.fills else method,
         }
-        output.add(defect, name, Image.fromarray(drawing.pixels), drawing.mask, record)
+        output.add(defect, name, Image.fromarray(drawing.pixels), drawing.mask, record, drawing.core)
         return
     raise ValueError(
         f"{sources.normals[0].image.parent}: found no place for a {defect} in {_ATTEMPTS} attempts; "

@@ -11,9 +11,9 @@ import torch
 from sard_lora import bases
 from sard_lora.data import Category, Split, few_shot_split, fingerprint
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
-from sard_lora.evaluation.cells import Cell, Side, finished, keep
+from sard_lora.evaluation.cells import REVISION, Cell, Side, finished, keep
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
-from sard_lora.evaluation.methods import REVISION, Part, SetMaker, parse_method, split_names
+from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
 from sard_lora.evaluation.perceptual import PerceptualNetworks, load_networks, perceptual_figures
 from sard_lora.evaluation.protocol import choose_pictures
 from sard_lora.evaluation.results import Outcome

@@ -26,6 +26,8 @@ from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training_device
 
+REVISION = 3
+"""Raised whenever the same settings give other images or other segmenters: what was kept before is then made anew."""
 PACKAGES = ("sard-lora", "torch", "diffusers", "transformers", "monai")
 """Whose versions are kept beside what was trained with them."""
 _CHECKPOINTS = "training-"

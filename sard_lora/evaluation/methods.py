@@ -24,6 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from sard_lora import bases
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category
 from sard_lora.evaluation.baselines import BASELINES, write_baseline
+from sard_lora.evaluation.cells import REVISION
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
@@ -32,8 +33,6 @@ from sard_lora.synthesizer import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 
-REVISION = 3
-"""Raised whenever the same settings give other images or other segmenters: what was kept before is then made anew."""
 PARTS = ("real", *BASELINES, "inpaint", "sard")
 INPAINT: dict[str, Any] = {
     "background": "off",
@@ -57,7 +56,8 @@ _TYPES = get_type_hints(SynthesizeConfig) | get_type_hints(AdapterTrainConfig) |
 
 _OPTIONS = {
     "real": {"shots"},
-    **{kind: {"count", "shots", "decoys", "margin"} for kind in BASELINES},
+    **{kind: {"count", "shots", "decoys"} for kind in BASELINES},
+    "paste": {"count", "shots", "decoys", "margin"},
     **{kind: _TRAINING | _SYNTHESIS | {"decoys"} for kind in ("inpaint", "sard")},
 }
 

@@ -20,13 +20,12 @@ from sard_lora.atomic import make_folder, write_text
 from sard_lora.card import evaluation_summary, write_card
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.evaluation.baselines import write_baseline
-from sard_lora.evaluation.cells import Cell, Side
+from sard_lora.evaluation.cells import REVISION, Cell, Side
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.evaluation.page import text_table, write_page
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.margins import moved_margins
 from sard_lora.synthesis import SETTINGS as SYNTHESIS_REPORT
 from sard_lora.train.segmenter import SegmenterConfig
 
@@ -213,7 +212,7 @@ def _pasted_samples(
         {
             "seed": config.seed,
             "counts": counts,
-            "margins": moved_margins(split.train),
+            "revision": REVISION,
             "data": fingerprint([*split.train, *split.normals]),
         },
         sort_keys=True,

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sard_lora.layouts import Sample
-from sard_lora.margins import MOST, MOST_MOVED, fade_margins, moved_margins
+from sard_lora.margins import MOST, fade_margins
 
 
 def sample(folder: Path, blur: float, seed: int, depth: float = 90) -> Sample:
@@ -28,8 +28,6 @@ def test_margins_grow_with_how_far_defects_fade(tmp_path):
     margins = fade_margins(samples)
     assert list(margins) == ["blur 0", "blur 2", "blur 4"]
     assert margins["blur 0"] == 0 < margins["blur 2"] < margins["blur 4"] <= MOST
-    moved = moved_margins(samples)
-    assert moved["blur 0"] == 0 and all(moved[d] <= min(margins[d], MOST_MOVED) for d in margins)
 
 
 def test_grain_around_faint_defects_is_no_margin(tmp_path):

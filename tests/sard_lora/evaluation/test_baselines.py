@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sard_lora.data import few_shot_split, load_image, load_mask, open_category
 from sard_lora.evaluation.baselines import BASELINES, write_baseline
+from sard_lora.images import DEFECT, FRINGE
 from sard_lora.labelled import LabelledSet
+from sard_lora.mask_bank import MaskBank
+from sard_lora.masks import sample_mask
+from sard_lora.transplant import borrowed, transplant
 
 
 @pytest.fixture
@@ -75,12 +80,12 @@ def test_what_cannot_be_drawn_is_named(split, mvtec, tmp_path):
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_areas_are_those_of_the_real_masks(method, split, mvtec, tmp_path):
+    """What is labelled a defect, not the fringe of what is pasted: the real ones are squares of 36 pixels."""
     output = LabelledSet(tmp_path / "set")
     write_baseline(method, split.train, split.normals, output, 20, mvtec, margin=4)
-    areas = [
-        np.asarray(load_mask(output.root / r["mask_file_name"], (40, 32))).astype(bool).sum() for r in output.records()
-    ]
-    assert 82 < np.median(areas) < 328  # the real ones are squares of 36 pixels, 164 with the margin
+    labels = [np.asarray(load_mask(output.root / record["mask_file_name"], (40, 32))) for record in output.records()]
+    assert 20 < np.median([(label == DEFECT).sum() for label in labels]) < 60
+    assert any((label == FRINGE).any() for label in labels) is (method == "paste")
 
 
 def test_grey_parts_get_grey_textures(split, mvtec, tmp_path):
@@ -100,3 +105,17 @@ def test_fills_hold_nothing_that_is_a_defect(method, split, mvtec, tmp_path):
         mask = np.asarray(load_mask(output.root / record["mask_file_name"], image.size)) > 0
         assert np.asarray(image)[mask].min() > 60
         assert record["method"] == f"{method} fill"
+
+
+def test_paste_fills_are_written_all_over_whatever_the_size_of_the_piece(split, mvtec, tmp_path):
+    """A piece of a picture half as large goes on mirrored; the defect lay beyond its border."""
+    small = tmp_path / "small.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 12), np.uint8)
+    Image.fromarray(pixels).save(small)
+    place, rng = np.ones((64, 64), bool), np.random.default_rng(1)
+    bank = MaskBank.from_samples(split.train).for_defect("hole")
+    flat = Image.new("RGB", (64, 64), (128, 128, 128))
+    for _ in range(5):
+        placement = sample_mask(bank, place, rng, keep_location=0.0)
+        written = np.asarray(transplant(flat, borrowed(placement, small)))[..., 0] != 128
+        assert written[placement.mask].mean() > 0.9 and not written[~placement.mask].any()
