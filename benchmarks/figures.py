@@ -10,6 +10,7 @@ the same command then trains only what is not there.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from sard_lora.atomic import write_text
 
@@ -18,7 +19,7 @@ WEIGHTS = "segmenter"
 
 
 def pack(output: Path, file: Path) -> int:
-    """Add all figures below `output` to `file`; those of the same cell are replaced. Answers how many it then holds.
+    """Add all figures below `output` to `file`; older ones of the same cell are replaced. Answers how many it then holds.
 
     Raises:
         ValueError: there are no figures in `output`.
@@ -31,6 +32,9 @@ def pack(output: Path, file: Path) -> int:
     if not found:
         raise ValueError(f"{output}: no figures; give the output folder of a `sard-lora benchmark` that has begun")
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = {
+        name: kept for name, kept in found.items() if name not in known or _revision(kept) >= _revision(known[name])
+    }
     lines = [f"{json.dumps(name)}: {json.dumps(kept)}" for name, kept in sorted((known | found).items())]
     write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")  # a line each, for readable differences
     return len(lines)
@@ -40,10 +44,16 @@ def unpack(output: Path, file: Path) -> int:
     """Put the figures of `file` below `output`, but for those that are there; answers how many were put."""
     put = 0
     for name, kept in json.loads(file.read_text(encoding="utf-8")).items():
-        if not (output / name / "result.json").exists():
-            write_text(output / name / "result.json", json.dumps(kept, indent=1))
+        path = output / name / "result.json"
+        if not path.exists() or _revision(json.loads(path.read_text(encoding="utf-8"))) < _revision(kept):
+            write_text(path, json.dumps(kept, indent=1))
             put += 1
     return put
+
+
+def _revision(kept: dict[str, Any]) -> int:
+    """By which revision of the benchmark a figure was measured; the later one replaces the earlier."""
+    return kept["key"].get("revision", 0)
 
 
 def main() -> None:

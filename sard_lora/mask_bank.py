@@ -1,6 +1,6 @@
 """The masks of the few real defects: kept with an adapter, and what new masks are shaped by."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,6 +89,13 @@ class MaskBank:
         if not found:
             raise ValueError(f"{defect!r}: no masks of this defect. Choose one of {', '.join(self.defects)}.")
         return tuple(entry for entry in found if np.count_nonzero(entry.mask) >= SPECK) or found
+
+
+def without_specks(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Those anomalies whose masks `MaskBank.for_defect` gives: the same that new defects are made from."""
+    bank = MaskBank.from_samples(samples)
+    kept = {entry.image for defect in bank.defects for entry in bank.for_defect(defect)}
+    return tuple(sample for sample in samples if sample.image in kept)
 
 
 def _as_bool(mask: Image.Image) -> np.ndarray:

@@ -85,6 +85,19 @@ def test_a_benchmark_goes_on_from_its_figures_alone(mvtec, tmp_path, monkeypatch
         figures.pack(tmp_path / "nothing", file)
 
 
+def test_figures_of_an_earlier_revision_do_not_replace_later_ones(tmp_path):
+    for folder, revision in (("old", 2), ("new", 3)):
+        path = tmp_path / folder / "cell" / "test" / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"key": {"revision": revision}, "result": {"from": folder}}))
+    file = tmp_path / "figures.json"
+    figures.pack(tmp_path / "new", file)
+    figures.pack(tmp_path / "old", file)
+    assert '"from": "new"' in file.read_text()
+    assert figures.unpack(tmp_path / "old", file) == 1
+    assert json.loads((tmp_path / "old/cell/test/result.json").read_text())["result"] == {"from": "new"}
+
+
 def test_what_is_tested_is_seen_on_no_other_side(tmp_path):
     """A cell that was photographed again a few steps later; the sides of all other images stay as they are."""
     write_category("leather", tmp_path / "cells", normals=24, anomalies_per_defect=9, seed=0, size=64)

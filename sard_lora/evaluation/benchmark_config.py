@@ -34,7 +34,7 @@ class BenchmarkConfig:
     count: int = 200
     """Synthetic images of each set, over all defects together."""
     shots: int | None = None
-    """Parts of each defect, other ones for every seed; by default a third of the groups, for all seeds."""
+    """Parts of each defect, other ones for every seed as long as there are; by default a third of the groups."""
     adapter_steps: int = 500
     """Optimizer steps of every adapter."""
     start_steps: int = 4000

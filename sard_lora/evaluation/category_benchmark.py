@@ -11,7 +11,7 @@ import torch
 from sard_lora import bases
 from sard_lora.data import Category, Split, few_shot_split, fingerprint
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
-from sard_lora.evaluation.cells import REVISION, Cell, Side, finished, keep
+from sard_lora.evaluation.cells import REVISION, Cell, Side, evenly, finished, keep
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
 from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
 from sard_lora.evaluation.perceptual import PerceptualNetworks, load_networks, perceptual_figures
@@ -83,7 +83,7 @@ class CategoryBenchmark:
             sets, parts = self._sets(seed), parse_method(method)
             cell.train(
                 self.config.training(segmenter, seed),
-                [sample for part in parts for sample in sets.samples(part)],
+                evenly([sets.samples(part) for part in parts]),
                 self.splits[seed].normals,
                 [sample for part in parts for sample in sets.decoys(part)],
                 segmenter_start(self.config, segmenter),

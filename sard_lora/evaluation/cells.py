@@ -6,10 +6,11 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,11 @@ class Cell:
         seconds = round(time.perf_counter() - begun, 1)
         with atomic_folder(self.segmenter) as temporary:
             save_segmenter(segmenter, temporary)
-            result = {"train_images": len(anomalies), "train_seconds": seconds, "machine": machine(training.device)}
+            result = {
+                "train_images": len(set(anomalies)),
+                "train_seconds": seconds,
+                "machine": machine(training.device),
+            }
             keep(temporary, self.key, result | {"versions": {name: version(name) for name in PACKAGES}})
         for unfinished in self.folder.glob(f"{_CHECKPOINTS}*"):
             shutil.rmtree(unfinished)
@@ -130,6 +135,26 @@ class Cell:
 
     def _test_key(self, side: Side) -> dict[str, Any]:
         return self.key | {"test": side.fingerprint}
+
+
+def evenly(sets: Iterable[Sequence[Sample]]) -> list[Sample]:
+    """The samples of several sets as one, each repeated until every set holds as many of a defect as the largest.
+
+    So a few real defects beside many synthetic ones are half of what a segmenter sees, and not one in fifty.
+    """
+    by_defect: dict[str, list[list[Sample]]] = {}
+    for samples in sets:
+        own: dict[str, list[Sample]] = {}
+        for sample in samples:
+            own.setdefault(sample.defect, []).append(sample)
+        for defect, found in own.items():
+            by_defect.setdefault(defect, []).append(found)
+    return [
+        sample
+        for _, found in sorted(by_defect.items())
+        for samples in found
+        for sample in islice(cycle(samples), max(map(len, found)))
+    ]
 
 
 def machine(device: str = "auto") -> str:

@@ -28,6 +28,7 @@ from sard_lora.evaluation.cells import REVISION
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
+from sard_lora.mask_bank import without_specks
 from sard_lora.synthesis import synthesize
 from sard_lora.synthesizer import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
@@ -143,8 +144,9 @@ def _typed(method: str, setting: str, text: str) -> Any:
 class SetMaker:
     """Makes the data sets of one category and seed below `folder`; what is there already is kept.
 
-    The seed also chooses the parts where `shots` takes a few only: every seed has others, so that no figure hangs on
-    one of them. `training` and `synthesis` are settings that all adapters and all generated sets share.
+    The seed also chooses the parts where `shots` takes a few only: every seed has others, as long as there are, so that
+    no figure hangs on one of them. `training` and `synthesis` are settings that all adapters and all generated sets
+    share.
     """
 
     category: Category
@@ -159,7 +161,7 @@ class SetMaker:
     def samples(self, part: Part) -> tuple[Sample, ...]:
         """The labelled samples of a part, made now unless they are there; nothing of the held-back side is in them."""
         if part.kind == "real":
-            return self._split(part).train
+            return without_specks(self._split(part).train)
         return self._made(part, part.settings({"count"}).get("count", self.count), fills=False)
 
     def fills(self, part: Part, count: int) -> tuple[Sample, ...]:

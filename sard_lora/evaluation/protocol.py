@@ -20,12 +20,13 @@ from sard_lora.atomic import make_folder, write_text
 from sard_lora.card import evaluation_summary, write_card
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.evaluation.baselines import write_baseline
-from sard_lora.evaluation.cells import REVISION, Cell, Side
+from sard_lora.evaluation.cells import REVISION, Cell, Side, evenly
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.evaluation.page import text_table, write_page
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
+from sard_lora.mask_bank import without_specks
 from sard_lora.synthesis import SETTINGS as SYNTHESIS_REPORT
 from sard_lora.train.segmenter import SegmenterConfig
 
@@ -104,7 +105,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         _require_own_images(config, split)
     synthetic = _synthetic_samples(config, category, split)
     pasted = _pasted_samples(config, category, split, synthetic)
-    sources = {"real": split.train, "paste": pasted, "sard": synthetic}
+    sources = {"real": without_specks(split.train), "paste": pasted, "sard": synthetic}
 
     report: dict[str, Any] = {
         "category": category.name,
@@ -119,8 +120,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     side = Side(config.split, tested, choose_pictures(tested))
     predictions = {}
     for name in config.method_names:
-        anomalies = [sample for part in name.split("+") for sample in sources[part]]
-        key = {"training": asdict(config.training), "data": fingerprint([*anomalies, *split.normals])}
+        anomalies = evenly([sources[part] for part in name.split("+")])
+        data = fingerprint({*anomalies, *split.normals})
+        key = {"training": asdict(config.training), "data": data, "revision": REVISION}
         cell = Cell(config.output / "methods" / name, name, key)
         cell.train(config.training, anomalies, split.normals)
         report["methods"][name] = cell.test(side, config.device)

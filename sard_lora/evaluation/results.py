@@ -39,7 +39,7 @@ def build_report(outcomes: Sequence[Outcome], settings: Mapping[str, Any], comma
             "method": method,
             "segmenter": segmenter,
             "seeds": len(group),
-            "images": group[0].result["train_images"],
+            "images": round(statistics.fmean(outcome.result["train_images"] for outcome in group)),
         }
         for figure in FIGURES:
             row[figure] = _spread([outcome.result["mean_of_defects"][figure] for outcome in group], 100)
@@ -62,12 +62,19 @@ def build_report(outcomes: Sequence[Outcome], settings: Mapping[str, Any], comma
     }
 
 
-def _spread(values: Sequence[float | None], scale: float = 1) -> dict[str, float] | None:
-    """Mean and standard deviation over the seeds; None where a figure does not exist (no normal images)."""
+def _spread(values: Sequence[float | None], scale: float = 1) -> dict[str, Any] | None:
+    """Mean, standard deviation and values of the seeds, for methods to be compared seed by seed.
+
+    None where a figure does not exist (no normal images).
+    """
     if any(value is None for value in values):
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(scale * statistics.fmean(values), 3), "std": round(scale * deviation, 3)}
+    return {
+        "mean": round(scale * statistics.fmean(values), 3),
+        "std": round(scale * deviation, 3),
+        "values": [round(scale * value, 3) for value in values],
+    }
 
 
 def markdown(report: dict[str, Any]) -> str:

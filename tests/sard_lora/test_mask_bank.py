@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sard_lora.data import open_category
-from sard_lora.mask_bank import BankMask, MaskBank
+from sard_lora.mask_bank import BankMask, MaskBank, without_specks
 
 
 def test_a_bank_comes_back_from_its_folder(mvtec: Path, tmp_path: Path):
@@ -38,3 +38,12 @@ def test_specks_are_left_out_unless_there_is_nothing_else():
     bank = MaskBank((*stain, pinhole))
     assert bank.for_defect("stain") == (stain[1],)
     assert bank.for_defect("pinhole") == (pinhole,)
+
+
+def test_segmenters_do_not_train_on_specks_either(mvtec: Path):
+    anomalies = open_category(mvtec).anomalies
+    assert without_specks(anomalies) == anomalies
+    speck = np.zeros((32, 40), np.uint8)
+    speck[5, 5] = 255
+    Image.fromarray(speck).save(anomalies[0].mask)
+    assert without_specks(anomalies) == anomalies[1:]

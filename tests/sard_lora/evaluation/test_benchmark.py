@@ -45,6 +45,7 @@ def test_rows_hold_percentages_over_the_seeds(small):
     for row in report["rows"]:
         assert {"dataset", "base", "images", "miou", "ap", "aupro", "false_alarms"} <= set(row)
         assert 0 <= row["miou"]["mean"] <= 100 and row["miou"]["std"] >= 0
+        assert len(row["miou"]["values"]) == row["seeds"]
     assert json.loads((small.output / "benchmark.json").read_text())["rows"] == report["rows"]
     assert re.fullmatch(r"\d+ cores, \w+(, .*)?", report["machine"])
     command = f"sard-lora benchmark --data plate --base {small.base} --methods real,paste+real --segmenters unet"

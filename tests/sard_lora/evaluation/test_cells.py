@@ -1,10 +1,14 @@
 """Cells: trained once, whole or to be continued, and tested on as many sides as wanted."""
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation import cells
-from sard_lora.evaluation.cells import Cell
+from sard_lora.evaluation.cells import Cell, evenly
+from sard_lora.layouts import Sample
 from sard_lora.train import segmenter
 from sard_lora.train.segmenter import SegmenterConfig
 
@@ -34,3 +38,17 @@ def test_checkpoints_belong_to_their_key_and_are_gone_in_the_end(mvtec, tmp_path
         assert cell.trained
     assert begun == [1, 0]
     assert [path.name for path in (tmp_path / "cell").iterdir()] == ["segmenter"]
+
+
+def test_sets_of_a_sum_are_seen_equally_often():
+    def images(folder: str, **counts: int) -> list[Sample]:
+        return [Sample(Path(folder, f"{n}"), None, name, "") for name, count in counts.items() for n in range(count)]
+
+    made, real = images("made", hole=50, crack=4), images("real", hole=3, dent=2)
+    joined = evenly([made, real])
+    seen = Counter((sample.defect, sample.image.parent.name) for sample in joined)
+    assert seen == {("hole", "made"): 50, ("hole", "real"): 50, ("crack", "made"): 4, ("dent", "real"): 2}
+    assert {sample for sample in joined} == {*made, *real}
+    repeats = Counter(sample for sample in joined if sample in real and sample.defect == "hole")
+    assert sorted(repeats.values()) == [16, 17, 17]
+    assert sorted(evenly([made]), key=str) == sorted(made, key=str)
