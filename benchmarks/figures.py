@@ -19,7 +19,7 @@ WEIGHTS = "segmenter"
 
 
 def pack(output: Path, file: Path) -> int:
-    """Add all figures below `output` to `file`; older ones of the same cell are replaced. Answers how many it then holds.
+    """Add all figures below `output` to `file`, in place of older ones of a cell; answers how many it then holds.
 
     Raises:
         ValueError: there are no figures in `output`.
