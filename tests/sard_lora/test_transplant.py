@@ -58,7 +58,7 @@ def test_what_a_defect_darkens_around_it_does_not_brighten_it(tmp_path):
 def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
     """A spot that takes half of the light takes half of every pixel's, to the power of its contrast."""
     rows, columns = np.mgrid[:80, :80]
-    mask = np.hypot(rows - 40, columns - 40) < 6
+    mask = np.hypot(rows - 40, columns - 40) < 4
     Image.fromarray(np.where(mask, 76, 160).astype(np.uint8)).save(tmp_path / "spot.png")
     bank = [BankMask(mask, "spot", "spot/0", tmp_path / "spot.png")]
     grain = np.random.default_rng(0).integers(80, 200, (80, 80), dtype=np.uint8)
@@ -67,7 +67,7 @@ def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
     for contrast in (0.5, 1.0):
         moved = np.asarray(transplant(normal, placement, contrast), float)[..., 0]
         assert (moved[~placement.mask] == grain[~placement.mask]).all()
-        core = ndimage.binary_erosion(placement.mask, iterations=3)
+        core = ndimage.binary_erosion(placement.mask, iterations=4)
         assert core.any() and abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8)).max() < 4
 
 
