@@ -115,7 +115,10 @@ def check_report(category: Category, inspection: Inspection) -> str:
             low, median, high = (100 * np.quantile(areas, q) for q in (0, 0.5, 1))
             row += f"   median {median:.2g} ({low:.2g} to {high:.2g})"
         lines.append(row)
-    lines += ["", f"image sizes: {_sizes(inspection.sizes)}"]
+    lines.append("")
+    if category.excluded:
+        lines.append(f"excluded by manifest.csv, and so unused: {len(category.excluded)}")
+    lines.append(f"image sizes: {_sizes(inspection.sizes)}")
     lines.append(f"problems: {len(inspection.problems)}" if inspection.problems else "no problems found")
     return "\n".join(lines)
 

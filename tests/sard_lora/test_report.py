@@ -113,3 +113,13 @@ def test_the_check_says_why_there_is_no_split(mvtec: Path):
     inspection = inspect(category)
     assert "hole: a single group of images" in "\n".join(map(str, inspection.problems))
     assert "problems: 1" in check_report(category, inspection)
+
+
+def test_the_check_counts_excluded_images(mvtec: Path):
+    category = open_category(mvtec)
+    rows = [
+        f"{s.image.relative_to(mvtec).as_posix()},{n},{'blurred' * (n < 2)}" for n, s in enumerate(category.samples)
+    ]
+    (mvtec / "manifest.csv").write_text("\n".join(["path,group,exclude", *rows]))
+    category = open_category(mvtec)
+    assert "excluded by manifest.csv, and so unused: 2" in check_report(category, inspect(category)).splitlines()
