@@ -1,11 +1,9 @@
 """Where the next defect goes: new masks made like those of the real defects, on the product's foreground.
 
-A new mask is never empty and never leaves the foreground. It is as large as a real mask times a scale of 0.5 to
-2 per axis, in pixels and not as a share of the image, because the camera's distance does not change; only a mask
-that would take more of a smaller image than it took of its own, and much of it, is made smaller still. (Of two holes or
-spots of different parts one is at most twice as long as the other, stains differ by more: magnetic tiles, solar cells.)
-Lines are as wide as real ones (0.7 to 1.4), and of any length: one crack says nothing of how long the next is, nor
-where it runs.
+A new mask is never empty and never leaves the foreground. It is as large as a real mask times a scale of 0.35 to
+1.4 per axis, in pixels and not as a share of the image, because the camera's distance does not change; only a mask
+that would take more of a smaller image than it took of its own, and much of it, is made smaller still. Lines are
+as wide as real ones (0.7 to 1.4), and of any length: one crack says nothing of how long the next is, nor where it runs.
 """
 
 from collections.abc import Sequence
@@ -32,9 +30,12 @@ from sard_lora.mask_geometry import (
 from sard_lora.product import Grain
 from sard_lora.shapes import highest, perlin, perlin_patch, stroke
 
-SCALES = (0.5, 2.0)
+SCALES = (0.35, 1.4)
+"""Small ones teach most: with 0.5 to 2 a segmenter learnt no more than with 0.7 to 1.4 (`benchmarks/NOTES.md`)."""
 LINE_SCALES = (0.7, 1.4)
-"""Of a line's width."""
+"""Of a line's width; and, of small masks, the least one (`SMALL`)."""
+SMALL = 6
+"""Pixels of a side that no mask is scaled below, unless its real one is hardly larger."""
 BEND = 0.06
 """How far a mask is bent, as a share of its longer side; over two fifths of it, so that thin ones keep their width."""
 RIM = 12
@@ -99,12 +100,20 @@ def sample_mask(
         return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, where, corner)
     keep = near or at_border(bounding_box(entry.mask), entry.mask.shape)
     centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
-    scale = np.exp(rng.uniform(*np.log(LINE_SCALES if is_line(entry.mask) else SCALES)))
+    scale = np.exp(rng.uniform(*np.log(_scales(entry.mask))))
     most = max(entry.mask.mean(), 0.2) * foreground.size
     area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
     grow = perlin_patch if source == "perlin" else stroke
     mask = grow(foreground, centre, area, rng)
     return Placement(widen(mask, margin) & foreground, mask, source)
+
+
+def _scales(mask: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest scale of a mask."""
+    if is_line(mask):
+        return LINE_SCALES
+    low, high = SCALES
+    return float(np.clip(SMALL / np.sqrt(np.count_nonzero(mask)), low, LINE_SCALES[0])), high
 
 
 def _joined(
@@ -159,7 +168,7 @@ def _place_real(
     box, line = bounding_box(mask, margin), is_line(mask)
     keep = near or (at_border(box, mask.shape) and not line)
     cropped, most, before, spanning = mask[box], [], [0, 0], False
-    least, greatest = LINE_SCALES if line else SCALES
+    least, greatest = _scales(mask)
     for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):
         spans = keep and side.start == 0 and side.stop == old
         if spans:  # What reaches across the whole image goes on doing so: enlarged if that is enough, else continued.

@@ -58,13 +58,19 @@ def test_the_same_seed_gives_the_same_mask(real, source, keep_location, seed):
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("keep_location", [0.0, 1.0])
-def test_new_masks_are_half_to_twice_as_long_as_the_real_ones(source: str, keep_location: float):
-    bank = bank_of(*(square((160, 140), side=side) for side in (14, 16, 18)))
+def test_new_masks_are_a_little_larger_than_the_real_ones_or_much_smaller(source: str, keep_location: float):
+    bank = bank_of(*(square((120, 100), side=side) for side in (14, 16, 18)))
     rng = np.random.default_rng(0)
-    areas = [sample_mask(bank, np.ones((160, 140), bool), rng, source, keep_location)[0].sum() for _ in range(600)]
-    assert 0.8 * 256 < np.median(areas) < 1.25 * 256
-    assert min(areas) >= 0.9 * 14**2 / 4 and max(areas) <= 18**2 * 4 * 1.1
-    assert np.quantile(areas, 0.1) < 0.45 * 256 and np.quantile(areas, 0.9) > 2.2 * 256
+    areas = [sample_mask(bank, np.ones((120, 100), bool), rng, source, keep_location)[0].sum() for _ in range(600)]
+    assert 0.4 * 256 < np.median(areas) < 0.7 * 256, "scales of 0.4 to 1.4, one as likely as another"
+    assert min(areas) >= 0.7 * 6**2 - 1 and max(areas) <= 18**2 * 1.4**2 * 1.1
+    assert np.quantile(areas, 0.1) < 0.3 * 256 and np.quantile(areas, 0.9) > 1.2 * 256
+
+
+def test_what_is_small_does_not_become_much_smaller():
+    place, rng = np.ones((64, 64), bool), np.random.default_rng(0)
+    areas = [sample_mask(bank_of(square(side=6)), place, rng).mask.sum() for _ in range(60)]
+    assert 0.7 * 0.7**2 * 36 < min(areas) < 0.7 * 36 and max(areas) > 1.5 * 36
 
 
 def test_a_scratch_of_one_pixel_stays_in_one_piece():

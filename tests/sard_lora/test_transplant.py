@@ -58,7 +58,7 @@ def test_what_a_defect_darkens_around_it_does_not_brighten_it(tmp_path):
 def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
     """A spot that takes half of the light takes half of every pixel's, to the power of its contrast."""
     rows, columns = np.mgrid[:80, :80]
-    mask = np.hypot(rows - 40, columns - 40) < 4
+    mask = np.hypot(rows - 40, columns - 40) < 6
     Image.fromarray(np.where(mask, 76, 160).astype(np.uint8)).save(tmp_path / "spot.png")
     bank = [BankMask(mask, "spot", "spot/0", tmp_path / "spot.png")]
     grain = np.random.default_rng(0).integers(80, 200, (80, 80), dtype=np.uint8)
@@ -67,11 +67,8 @@ def test_the_change_keeps_the_grain_of_its_new_place(tmp_path):
     for contrast in (0.5, 1.0):
         moved = np.asarray(transplant(normal, placement, contrast), float)[..., 0]
         assert (moved[~placement.mask] == grain[~placement.mask]).all()
-        core = ndimage.binary_erosion(placement.mask, iterations=4)
-        wrong = abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8))
-        assert wrong.size > 20 and np.quantile(wrong, 0.9) < 3 and wrong.max() < 8, (
-            "the edge of an enlarged spot is soft"
-        )
+        core = ndimage.binary_erosion(placement.mask, iterations=3)
+        assert core.any() and abs(moved[core] - ((grain[core] + 8.0) * 0.5**contrast - 8)).max() < 4
 
 
 def test_the_surface_of_a_wide_defect_comes_along(tmp_path):
