@@ -242,6 +242,19 @@ def test_what_is_drawn_is_labelled_where_it_can_be_seen():
     assert np.array_equal(outlined(normal, normal, mask), mask), "where nothing is seen, all of it"
 
 
+def test_decoded_pixels_from_noise_are_labelled_as_they_were_masked(adapter, mvtec, tmp_path):
+    """Their change has no outline: all of the mask is another picture of the same surface."""
+    labels = {}
+    for composite in ("pixels", "change"):
+        folder = tmp_path / composite
+        synthesize(settings(adapter, mvtec, folder, strength=1.0, composite=composite, masks="perlin"))
+        labels[composite] = [
+            np.asarray(Image.open(folder / record["mask_file_name"])) for record in LabelledSet(folder).records()
+        ]
+    assert all(set(np.unique(label)) == {0, 255} for label in labels["pixels"]), "no margin, so no fringe"
+    assert any((label == 127).any() for label in labels["change"])
+
+
 def test_a_share_is_from_noise_under_masks_of_all_kinds(adapter, mvtec, tmp_path, monkeypatch):
     seen = []
 
