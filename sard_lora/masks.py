@@ -100,7 +100,7 @@ def sample_mask(
         return Placement(widen(mask, margin) & foreground, mask, entry.origin, entry.image, where, corner)
     keep = near or at_border(bounding_box(entry.mask), entry.mask.shape)
     centre = _near(entry.mask, foreground, rng) if keep else _anywhere(foreground, rng)
-    scale = np.exp(rng.uniform(*np.log(_scales(entry.mask))))
+    scale = np.exp(rng.uniform(*np.log(_scales(entry.mask, is_line(entry.mask)))))
     most = max(entry.mask.mean(), 0.2) * foreground.size
     area = max(1, round(min(np.count_nonzero(entry.mask), most) * scale**2))
     grow = perlin_patch if source == "perlin" else stroke
@@ -108,9 +108,9 @@ def sample_mask(
     return Placement(widen(mask, margin) & foreground, mask, source)
 
 
-def _scales(mask: np.ndarray) -> tuple[float, float]:
-    """The least and the greatest scale of a mask."""
-    if is_line(mask):
+def _scales(mask: np.ndarray, line: bool) -> tuple[float, float]:
+    """The least and the greatest scale of a mask, or of a `line`'s width."""
+    if line:
         return LINE_SCALES
     low, high = SCALES
     return float(np.clip(SMALL / np.sqrt(np.count_nonzero(mask)), low, LINE_SCALES[0])), high
@@ -168,7 +168,7 @@ def _place_real(
     box, line = bounding_box(mask, margin), is_line(mask)
     keep = near or (at_border(box, mask.shape) and not line)
     cropped, most, before, spanning = mask[box], [], [0, 0], False
-    least, greatest = _scales(mask)
+    least, greatest = _scales(mask, line)
     for axis, (side, old, new) in enumerate(zip(box, mask.shape, foreground.shape, strict=True)):
         spans = keep and side.start == 0 and side.stop == old
         if spans:  # What reaches across the whole image goes on doing so: enlarged if that is enough, else continued.
