@@ -108,7 +108,7 @@ def test_what_is_tested_is_seen_on_no_other_side(tmp_path):
         sample.image.relative_to(category.root).as_posix(): f"img/A{number}X{100 * number + 10}_1.jpg"
         for number, sample in enumerate(category.samples)
     }
-    steps = {tested: 20, dev: 30, train: 12, normal: 40, kept: 45}
+    steps = {tested: 20, dev: 30, train: 12, normal: 55, kept: 56}
     names |= {s.image.relative_to(category.root).as_posix(): f"img/FSEC_5GC{step}_7.jpg" for s, step in steps.items()}
     lines = [f"{path},{source},{path}" for path, source in names.items()]
     (category.root / "manifest.csv").write_text("\n".join(["path,source,group", *lines]))
@@ -119,7 +119,7 @@ def test_what_is_tested_is_seen_on_no_other_side(tmp_path):
     assert len(left.normals) == len(split.normals) - 1
     images = {s.image.relative_to(tmp_path / "out") for s in (*left.dev, *left.train, *left.normals)}
     assert {s.image.relative_to(category.root) for s in (dev, train, normal)}.isdisjoint(images)
-    assert kept.image.relative_to(category.root) in images, "15 steps from the next one that is tested or chosen on"
+    assert kept.image.relative_to(category.root) in images, "26 steps from the next one that is tested or chosen on"
 
 
 def test_groups_of_the_same_tile_are_one_part():
