@@ -62,7 +62,7 @@ def write_data_set(source: Path, output: Path) -> int:
     split = few_shot_split(category)
     known: dict[Hashable, list[int]] = defaultdict(list)
     excluded = set()
-    for side in (split.test, split.dev, (*split.train, *split.normals)):
+    for side in (split.test, split.dev, (*split.train, *split.normals), split.threshold):
         shown = [sample.image.relative_to(category.root).as_posix() for sample in side]
         excluded |= {path for path in shown if any(abs(seen[path][1] - step) <= STEPS for step in known[seen[path][0]])}
         for path in shown:

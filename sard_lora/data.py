@@ -17,6 +17,9 @@ from typing import Literal
 from sard_lora.images import DataError, Problem, load_image, load_mask
 from sard_lora.layouts import GOOD, Sample, find_layout, image_files, scan
 
+THRESHOLD_IMAGES = 60
+"""So many normal images are enough to set a threshold on."""
+
 
 @dataclass(frozen=True)
 class Category:
@@ -56,12 +59,14 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Split:
-    """Who may see what. No group is in more than one of (`train` and `normals`), `dev`, `test`."""
+    """Who may see what. No group is in more than one of (`train` and `normals`), `threshold`, `dev`, `test`."""
 
     train: tuple[Sample, ...]
     """Anomalies that the generator may see."""
     normals: tuple[Sample, ...]
     """Normal images for training and for filling with defects."""
+    threshold: tuple[Sample, ...]
+    """Normal images that a segmenter's threshold is set on, and that nothing else sees."""
     dev: tuple[Sample, ...]
     """Held back, anomalies and normal images: choices are made here."""
     test: tuple[Sample, ...]
@@ -158,7 +163,8 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
     training side when every defect it holds is still short of its quota. Everything a group has follows it:
     `train/good` images of held-back groups and `test/good` images of training groups are unused, and a
     normal-only group with images in both is held back. What is held back alternates between `test` and `dev`,
-    per defect and for the normal-only groups. `shots` keeps only so many training groups of each defect: `draw` 0
+    per defect and for the normal-only groups. Of the other normal-only groups every fifth sets thresholds, as long as
+    these are no more than 60 images. `shots` keeps only so many training groups of each defect: `draw` 0
     the first ones, 1 the next, and so on, beginning again after the last; nothing else depends on the two.
     Excluded images count until everything has its side, and are taken out then.
 
@@ -185,13 +191,16 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
         raise DataError([Problem(category.root, what, "Include one of them, or take the defect out")])
     shown = {(defect, group) for defect, groups in trainable.items() for group in _handful(groups, shots, draw)}
     train = tuple(sample for sample in included(category.anomalies) if (sample.defect, sample.group) in shown)
-    normals = tuple(sample for sample in included(category.train_normals) if sample.group not in held_back)
+    threshold_groups = _threshold_groups(s for s in category.train_normals if s.group not in held_back | train_groups)
+    normals = [sample for sample in included(category.train_normals) if sample.group not in held_back]
+    threshold = tuple(sample for sample in normals if sample.group in threshold_groups)
+    normals = tuple(sample for sample in normals if sample.group not in threshold_groups)
     held = [s for s in included((*category.anomalies, *category.test_normals)) if s.group in held_back]
     dev = tuple(sample for sample in held if sample.group not in test_groups)
     test = tuple(sample for sample in held if sample.group in test_groups)
-    sides = {*train, *normals, *dev, *test}
+    sides = {*train, *normals, *threshold, *dev, *test}
     unused = tuple(sample for sample in category.samples if sample not in sides)
-    return Split(train, normals, dev, test, unused)
+    return Split(train, normals, threshold, dev, test, unused)
 
 
 def normal_images(data: Path, category: str | None) -> tuple[Sample, ...]:
@@ -328,6 +337,17 @@ def _training_groups(category: Category, holders: dict[str, list[str]]) -> set[s
         fix = "Rename one of these groups in manifest.csv so that it sorts first, or add images of other parts"
         raise DataError([Problem(category.root, what, fix)])
     return train
+
+
+def _threshold_groups(normals: Iterable[Sample]) -> set[str]:
+    """Every fifth of their groups, as long as these have no more than `THRESHOLD_IMAGES`."""
+    images = Counter(sample.group for sample in normals)
+    chosen: set[str] = set()
+    for group in sorted(images)[4::5]:
+        if sum(images[other] for other in chosen) + images[group] > THRESHOLD_IMAGES:
+            break
+        chosen.add(group)
+    return chosen
 
 
 def _test_groups(holders: dict[str, list[str]], held_back: set[str]) -> set[str]:

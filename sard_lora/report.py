@@ -101,11 +101,12 @@ def check_report(category: Category, inspection: Inspection) -> str:
     try:
         split = few_shot_split(category)
     except DataError:  # one of the problems
-        split = Split((), (), (), (), category.samples)
-    parts = (*split.train, *split.normals), split.dev, split.test, split.unused
+        split = Split((), (), (), (), (), category.samples)
+    parts = (*split.train, *split.normals), split.threshold, split.dev, split.test, split.unused
     counted = [Counter(sample.defect for sample in part) for part in parts]
     lines.append(
-        f"{'':16}{'images':>8}{'groups':>8}{'train':>8}{'dev':>8}{'test':>8}{'unused':>8}   mask area, % of image"
+        f"{'':16}{'images':>8}{'groups':>8}{'train':>8}{'thresh.':>8}{'dev':>8}{'test':>8}{'unused':>8}"
+        "   mask area, % of image"
     )
     for defect in (*category.defects, GOOD):
         samples = [sample for sample in category.samples if sample.defect == defect]

@@ -1,7 +1,7 @@
 """Train the downstream segmenter: a fixed number of steps on random crops, the same for every kind of training data.
 
 Nothing is selected on any data: no validation, no early stopping, the last weights are the result. Only the threshold
-is set in the end, on the normal images that it was trained on.
+is set in the end, on normal images that it was not trained on.
 """
 
 import math
@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from sard_lora.caching import Kept
+from sard_lora.data import THRESHOLD_IMAGES
 from sard_lora.evaluation.metrics import ScoreHistogram, logit_of_share
 from sard_lora.evaluation.segmenters import (
     Segmenter,
@@ -32,9 +33,6 @@ from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.layouts import Sample
 from sard_lora.precision import mixed_precision
 from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
-
-_THRESHOLD_IMAGES = 60
-"""Normal images that the threshold is set on."""
 
 _CHECKPOINT_EVERY = 500
 """Steps."""
@@ -61,8 +59,8 @@ class SegmenterConfig:
     anomaly_share: float = 0.5
     """Share of the crops that hold a defect; the others come from normal images."""
     false_area: float = 0.0005
-    """Share of the pixels of normal training images that may be marked as a defect: the threshold is raised until no
-    more are. 1 leaves it where the loss puts it."""
+    """Share of the pixels of normal images that may be marked as a defect: the threshold is raised until no more are. 1
+    leaves it where the loss puts it."""
     seed: int = 0
     """Seeds the initial weights and every step's crops."""
     device: str = "auto"
@@ -100,15 +98,18 @@ def train_segmenter(
     decoys: Sequence[Sample] = (),
     start: Path | None = None,
     checkpoints: Path | None = None,
+    threshold: Sequence[Sample] = (),
 ) -> Segmenter:
     """A segmenter trained for `config.steps` steps, in eval mode, on the CPU or GPU that it was trained on.
 
     `anomalies` have masks; defect types are drawn evenly, then an image of the type. `decoys` are normal images that
     were written into where their mask is, with nothing that is a defect: half of the normal crops show one, labelled
     normal, so that the writing itself is no sign of a defect. `start` is a folder that `save_segmenter` wrote: training
-    goes on from those weights, in place of random ones. `progress` is called with the step (from 1) and its loss. The
-    same samples, config and thread count give the same weights, also where the training was killed: with a folder for
-    `checkpoints`, which has to be this training's own, it goes on from the newest one there.
+    goes on from those weights, in place of random ones. `threshold` are normal images to set the threshold on, without
+    them some of `normals`, and then too low: a network knows by heart what it was trained on. `progress` is called with
+    the step (from 1) and its loss. The same samples, config and thread count give the same weights, also where the
+    training was killed: with a folder for `checkpoints`, which has to be this training's own, it goes on from the
+    newest one there.
     Raises `ValueError` without anomalies, without normals where a share of them is asked for, and for a loss of NaN.
     """
     crops = CropSource(anomalies, normals, config, decoys)
@@ -140,8 +141,11 @@ def train_segmenter(
                 progress(step + 1, loss.item())
             if checkpoints and (step + 1) % _CHECKPOINT_EVERY == 0:
                 save_state(checkpoints, step + 1, _state(segmenter, optimizer), keep=1)
-    if normals and config.false_area < 1:
-        _set_threshold(segmenter, normals, config)
+    if (threshold or normals) and config.false_area < 1:
+        if not threshold:
+            drawn = np.random.default_rng(config.seed).permutation(len(normals))[:THRESHOLD_IMAGES]
+            threshold = [normals[index] for index in drawn]
+        _set_threshold(segmenter, threshold, config.false_area)
     return segmenter.eval()
 
 
@@ -173,17 +177,17 @@ def _resume(folder: Path, segmenter: Segmenter, optimizer: torch.optim.Optimizer
     return step
 
 
-def _set_threshold(segmenter: Segmenter, normals: Sequence[Sample], config: SegmenterConfig) -> None:
+def _set_threshold(segmenter: Segmenter, normals: Sequence[Sample], false_area: float) -> None:
     """Lower all logits until at most `false_area` of the pixels of normal images lie above 0.
 
     Half of the crops in training hold a defect, next to none of the pixels at the line: what training calls even odds
-    marks far too much there. So the threshold is set, as at the line, on good parts; these are drawn at random.
+    marks far too much there. So the threshold is set, as at the line, on good parts.
     """
     scores = ScoreHistogram()
-    for index in np.random.default_rng(config.seed).permutation(len(normals))[:_THRESHOLD_IMAGES]:
-        logits = predict(segmenter, to_tensor(load_image(normals[index].image)))
+    for sample in normals:
+        logits = predict(segmenter, to_tensor(load_image(sample.image)))
         scores.add(logits, torch.zeros_like(logits, dtype=torch.bool))
-    segmenter.lower_logits(max(0.0, logit_of_share(scores, config.false_area)))
+    segmenter.lower_logits(max(0.0, logit_of_share(scores, false_area)))
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class CategoryBenchmark:
     @cached_property
     def _trained_on(self) -> list[str]:
         """Fingerprints of the training sides of all seeds."""
-        return [fingerprint([*split.train, *split.normals]) for split in self.splits]
+        return [fingerprint([*split.train, *split.normals, *split.threshold]) for split in self.splits]
 
     def outcome(self, seed: int, method: str, segmenter: str) -> Outcome:
         """Train and test a cell, as far as that was not done before."""
@@ -87,6 +87,7 @@ class CategoryBenchmark:
                 self.splits[seed].normals,
                 [sample for part in parts for sample in sets.decoys(part)],
                 segmenter_start(self.config, segmenter),
+                self.splits[seed].threshold,
             )
         return cell
 

@@ -27,7 +27,7 @@ from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training_device
 
-REVISION = 3
+REVISION = 4
 """Raised whenever the same settings give other images or other segmenters: what was kept before is then made anew."""
 PACKAGES = ("sard-lora", "torch", "diffusers", "transformers", "monai")
 """Whose versions are kept beside what was trained with them."""
@@ -81,6 +81,7 @@ class Cell:
         normals: Sequence[Sample],
         decoys: Sequence[Sample] = (),
         start: Path | None = None,
+        threshold: Sequence[Sample] = (),
     ) -> None:
         """Train the segmenter, unless it is there, and keep it, whole or not at all. As `train_segmenter`.
 
@@ -95,7 +96,9 @@ class Cell:
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update(step - bar.n)
 
-            segmenter = train_segmenter(anomalies, normals, training, progress, decoys, start, self._checkpoints)
+            segmenter = train_segmenter(
+                anomalies, normals, training, progress, decoys, start, self._checkpoints, threshold
+            )
         seconds = round(time.perf_counter() - begun, 1)
         with atomic_folder(self.segmenter) as temporary:
             save_segmenter(segmenter, temporary)

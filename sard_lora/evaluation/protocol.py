@@ -121,10 +121,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     predictions = {}
     for name in config.method_names:
         anomalies = evenly([sources[part] for part in name.split("+")])
-        data = fingerprint({*anomalies, *split.normals})
+        data = fingerprint({*anomalies, *split.normals, *split.threshold})
         key = {"training": asdict(config.training), "data": data, "revision": REVISION}
         cell = Cell(config.output / "methods" / name, name, key)
-        cell.train(config.training, anomalies, split.normals)
+        cell.train(config.training, anomalies, split.normals, threshold=split.threshold)
         report["methods"][name] = cell.test(side, config.device)
         predictions[name] = cell.predictions(side)
         write_text(config.output / "report.json", json.dumps(report, indent=1))

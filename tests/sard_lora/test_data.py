@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sard_lora import data
 from sard_lora.data import (
     GOOD,
     DataError,
@@ -204,7 +206,21 @@ def test_a_third_of_each_defect_trains_and_the_rest_alternates_between_test_and_
     assert names(split.dev, "hole") == ["003", "005"]
     assert names(split.test, GOOD) == ["000", "002"]
     assert names(split.dev, GOOD) == ["001"]
-    assert len(split.normals) == 6 and split.unused == ()
+    assert names(split.threshold, GOOD) == ["004"]
+    assert len(split.normals) == 5 and split.unused == ()
+
+
+def test_every_fifth_normal_group_sets_the_threshold_up_to_sixty_images(mvtec: Path):
+    for number in range(6, 12):
+        shutil.copy(mvtec / "train/good/000.png", mvtec / f"train/good/{number:03}.png")
+    category = open_category(mvtec)
+    assert names(few_shot_split(category).threshold, GOOD) == ["004", "009"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "THRESHOLD_IMAGES", 1)
+        assert names(few_shot_split(category).threshold, GOOD) == ["004"]
+    manifest(mvtec, {"train/good/004.png": "part", "test/hole/000.png": "part"})
+    split = few_shot_split(open_category(mvtec))
+    assert "part" in {sample.group for sample in split.normals}, "what shows a part to train on sets none"
 
 
 @pytest.mark.parametrize("shots", [1, 2, 9])
@@ -306,7 +322,9 @@ def assert_sound_split(category, split: Split) -> None:
     assert not groups["train"] & groups["dev"]
     assert not groups["train"] & groups["test"]
     assert not groups["dev"] & groups["test"]
-    parts = [*split.train, *split.normals, *split.dev, *split.test, *split.unused]
+    alone = {sample.group for sample in split.threshold}
+    assert not alone & {group for side in groups.values() for group in side}
+    parts = [*split.train, *split.normals, *split.threshold, *split.dev, *split.test, *split.unused]
     assert sorted(parts, key=lambda s: s.image) == sorted(category.samples, key=lambda s: s.image)
     for defect in category.defects:
         assert names(split.train, defect) and names(split.test, defect)
@@ -321,33 +339,33 @@ def assert_sound_split(category, split: Split) -> None:
             {"blowhole": 35, "break": 24, "crack": 21, "fray": 8, "uneven": 29},
             {"blowhole": 38, "break": 26, "crack": 16, "fray": 12, "uneven": 34, GOOD: 92},
             {"blowhole": 42, "break": 35, "crack": 20, "fray": 12, "uneven": 36, GOOD: 98},
-            762,
+            (702, 60),
         ),
         (
             "pv_cell_4bb",
             {"crack": 15, "crack_cross": 38, "cross": 16, "dark": 67},
             {"crack": 16, "crack_cross": 38, "cross": 14, "dark": 97, GOOD: 43},
             {"crack": 16, "crack_cross": 36, "cross": 14, "dark": 69, GOOD: 40},
-            274,
+            (222, 52),
         ),
     ],
 )
-def test_the_split_of_real_data_keeps_parts_apart(name: str, train: dict, dev: dict, test: dict, normals: int):
+def test_the_split_of_real_data_keeps_parts_apart(name: str, train: dict, dev: dict, test: dict, normals: tuple):
     category = open_category(REAL, name)
     assert find_problems(category) == []
     split = few_shot_split(category)
     assert_sound_split(category, split)
     assert (counts(split.train), counts(split.dev), counts(split.test)) == (train, dev, test)
-    assert len(split.normals) == normals
+    assert (len(split.normals), len(split.threshold)) == normals
 
 
 def test_excluded_images_are_on_no_side_and_move_no_other(mvtec: Path):
     manifest(mvtec, {})
     whole = few_shot_split(open_category(mvtec))
-    gone = [whole.train[0], whole.normals[0], whole.dev[0], whole.test[-1]]
+    gone = [whole.train[0], whole.normals[0], whole.threshold[0], whole.dev[0], whole.test[-1]]
     manifest(mvtec, {}, [sample.image.relative_to(mvtec).as_posix() for sample in gone])
     split = few_shot_split(open_category(mvtec))
-    for side in ("train", "normals", "dev", "test"):
+    for side in ("train", "normals", "threshold", "dev", "test"):
         before, after = getattr(whole, side), getattr(split, side)
         assert list(after) == [sample for sample in before if sample not in gone] and len(after) == len(before) - 1
     assert set(gone) <= set(split.unused)

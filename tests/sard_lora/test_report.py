@@ -89,8 +89,8 @@ def test_the_check_reports_counts_sizes_areas_and_the_split(mvtec: Path):
     lines = check_report(category, inspect(category)).splitlines()
     assert "plate" in lines[0] and "mvtec layout, 22 images in 22 groups" in lines[0]
     rows = {line.split()[0]: line.split() for line in lines if line.strip()}
-    assert rows["hole"][1:7] == ["7", "7", "2", "2", "3", "0"]
-    assert rows["good"][1:7] == ["9", "9", "6", "1", "2", "0"]
+    assert rows["hole"][1:8] == ["7", "7", "2", "0", "2", "3", "0"]
+    assert rows["good"][1:8] == ["9", "9", "5", "1", "1", "2", "0"]
     assert "median 2.8 (2.8 to 2.8)" in "\n".join(lines)  # 6 × 6 of 40 × 32 pixels
     assert "image sizes: all 40 × 32" in lines
     assert lines[-1] == "no problems found"

@@ -78,9 +78,16 @@ def test_it_learns_to_find_the_defect(split):
     assert (predicted & mask).sum() / (predicted | mask).sum() > 0.5
 
 
+def test_the_threshold_is_set_on_its_own_images(split, monkeypatch):
+    seen = []
+    monkeypatch.setattr(segmenter, "_set_threshold", lambda network, normals, share: seen.append(normals))
+    train_segmenter(split.train, split.normals, SegmenterConfig(**TINY), threshold=split.normals[:2])
+    train_segmenter(split.train, split.normals[:3], SegmenterConfig(**TINY))
+    assert seen[0] == split.normals[:2] and {*seen[1]} == {*split.normals[:3]}
+
+
 @pytest.mark.parametrize("name", ["unet", "segformer", "bisenetv2"])
 def test_the_threshold_is_raised_until_few_pixels_of_good_parts_are_marked_and_never_lowered(split, name):
-    config = SegmenterConfig(segmenter=name, false_area=0.02)
     images = [
         torch.from_numpy(np.array(Image.open(sample.image).convert("RGB"))).permute(2, 0, 1) for sample in split.normals
     ]
@@ -94,10 +101,10 @@ def test_the_threshold_is_raised_until_few_pixels_of_good_parts_are_marked_and_n
     new.lower_logits(logits().max().item() + 1)
     before = logits()
     assert (before < 0).all()
-    segmenter._set_threshold(new, split.normals, config)
+    segmenter._set_threshold(new, split.normals, 0.02)
     assert torch.equal(logits(), before)
     new.lower_logits(before.min().item())
-    segmenter._set_threshold(new, split.normals, config)
+    segmenter._set_threshold(new, split.normals, 0.02)
     after = logits()
     assert 0 < (after >= 0).float().mean() <= 0.02
     assert (after - before).std() < 1e-4, "all logits by the same amount"

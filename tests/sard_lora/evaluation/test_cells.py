@@ -20,7 +20,7 @@ def test_checkpoints_belong_to_their_key_and_are_gone_in_the_end(mvtec, tmp_path
     train, begun = segmenter.train_segmenter, []
 
     def watched(*arguments):
-        begun.append(len(list(arguments[-1].glob("checkpoint-*"))))
+        begun.append(len(list(arguments[-2].glob("checkpoint-*"))))
         return train(*arguments)
 
     def killed(*arguments):
