@@ -11,8 +11,8 @@ DATA holds magnetic_tile and pv_cell_4bb. The `group` of an image there does not
   by 0.54 and less, as that of any two cells of a series (0.59).
 
 OUTPUT gets links to the images and a `manifest.csv` whose column `exclude` takes an image out where a side before its
-own shows the same part: test comes first, then dev, then training. Groups, and with them the sides of all others, stay
-as they are.
+own shows the same part: test comes first, then dev, training and thresholds. Groups, and with them the sides of all
+others, stay as they are.
 """
 
 import argparse

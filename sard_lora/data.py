@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +67,7 @@ class Split:
     normals: tuple[Sample, ...]
     """Normal images for training and for filling with defects."""
     threshold: tuple[Sample, ...]
-    """Normal images that a segmenter's threshold is set on, and that nothing else sees."""
+    """Normal images that segmenters' thresholds are set on and nothing else sees; none of fewer than five parts."""
     dev: tuple[Sample, ...]
     """Held back, anomalies and normal images: choices are made here."""
     test: tuple[Sample, ...]
@@ -164,7 +165,7 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
     `train/good` images of held-back groups and `test/good` images of training groups are unused, and a
     normal-only group with images in both is held back. What is held back alternates between `test` and `dev`,
     per defect and for the normal-only groups. Of the other normal-only groups every fifth sets thresholds, as long as
-    these are no more than 60 images. `shots` keeps only so many training groups of each defect: `draw` 0
+    these are no more than `THRESHOLD_IMAGES`. `shots` keeps only so many training groups of each defect: `draw` 0
     the first ones, 1 the next, and so on, beginning again after the last; nothing else depends on the two.
     Excluded images count until everything has its side, and are taken out then.
 
@@ -192,9 +193,9 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
     shown = {(defect, group) for defect, groups in trainable.items() for group in _handful(groups, shots, draw)}
     train = tuple(sample for sample in included(category.anomalies) if (sample.defect, sample.group) in shown)
     threshold_groups = _threshold_groups(s for s in category.train_normals if s.group not in held_back | train_groups)
-    normals = [sample for sample in included(category.train_normals) if sample.group not in held_back]
-    threshold = tuple(sample for sample in normals if sample.group in threshold_groups)
-    normals = tuple(sample for sample in normals if sample.group not in threshold_groups)
+    good = [sample for sample in included(category.train_normals) if sample.group not in held_back]
+    normals = tuple(sample for sample in good if sample.group not in threshold_groups)
+    threshold = tuple(sample for sample in good if sample.group in threshold_groups)
     held = [s for s in included((*category.anomalies, *category.test_normals)) if s.group in held_back]
     dev = tuple(sample for sample in held if sample.group not in test_groups)
     test = tuple(sample for sample in held if sample.group in test_groups)
@@ -342,12 +343,9 @@ def _training_groups(category: Category, holders: dict[str, list[str]]) -> set[s
 def _threshold_groups(normals: Iterable[Sample]) -> set[str]:
     """Every fifth of their groups, as long as these have no more than `THRESHOLD_IMAGES`."""
     images = Counter(sample.group for sample in normals)
-    chosen: set[str] = set()
-    for group in sorted(images)[4::5]:
-        if sum(images[other] for other in chosen) + images[group] > THRESHOLD_IMAGES:
-            break
-        chosen.add(group)
-    return chosen
+    groups = sorted(images)[4::5]
+    totals = accumulate(images[group] for group in groups)
+    return {group for group, total in zip(groups, totals, strict=True) if total <= THRESHOLD_IMAGES}
 
 
 def _test_groups(holders: dict[str, list[str]], held_back: set[str]) -> set[str]:

@@ -104,21 +104,22 @@ def test_what_is_tested_is_seen_on_no_other_side(tmp_path):
     category = open_category(tmp_path / "cells")
     split = few_shot_split(category)
     tested, dev, train, normal, kept = split.test[0], split.dev[0], split.train[0], split.normals[0], split.normals[1]
+    threshold = split.threshold[0]
     names = {
         sample.image.relative_to(category.root).as_posix(): f"img/A{number}X{100 * number + 10}_1.jpg"
         for number, sample in enumerate(category.samples)
     }
-    steps = {tested: 20, dev: 30, train: 12, normal: 55, kept: 56}
+    steps = {tested: 20, dev: 30, train: 12, normal: 55, kept: 56, threshold: 81}
     names |= {s.image.relative_to(category.root).as_posix(): f"img/FSEC_5GC{step}_7.jpg" for s, step in steps.items()}
     lines = [f"{path},{source},{path}" for path, source in names.items()]
     (category.root / "manifest.csv").write_text("\n".join(["path,source,group", *lines]))
-    assert parts.write_data_set(category.root, tmp_path / "out") == 3
+    assert parts.write_data_set(category.root, tmp_path / "out") == 4
     left = few_shot_split(open_category(tmp_path / "out"))
     assert {s.image.name for s in split.test} == {s.image.name for s in left.test}
     assert len(left.dev) == len(split.dev) - 1 and len(left.train) == len(split.train) - 1
-    assert len(left.normals) == len(split.normals) - 1
-    images = {s.image.relative_to(tmp_path / "out") for s in (*left.dev, *left.train, *left.normals)}
-    assert {s.image.relative_to(category.root) for s in (dev, train, normal)}.isdisjoint(images)
+    assert len(left.normals) == len(split.normals) - 1 and len(left.threshold) == len(split.threshold) - 1
+    images = {s.image.relative_to(tmp_path / "out") for s in (*left.dev, *left.train, *left.normals, *left.threshold)}
+    assert {s.image.relative_to(category.root) for s in (dev, train, normal, threshold)}.isdisjoint(images)
     assert kept.image.relative_to(category.root) in images, "26 steps from the next one that is tested or chosen on"
 
 

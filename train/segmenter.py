@@ -1,7 +1,7 @@
 """Train the downstream segmenter: a fixed number of steps on random crops, the same for every kind of training data.
 
 Nothing is selected on any data: no validation, no early stopping, the last weights are the result. Only the threshold
-is set in the end, on normal images that it was not trained on.
+is set in the end, on normal images of other parts than it was trained on, where it is given some.
 """
 
 import math
@@ -141,10 +141,10 @@ def train_segmenter(
                 progress(step + 1, loss.item())
             if checkpoints and (step + 1) % _CHECKPOINT_EVERY == 0:
                 save_state(checkpoints, step + 1, _state(segmenter, optimizer), keep=1)
-    if (threshold or normals) and config.false_area < 1:
-        if not threshold:
-            drawn = np.random.default_rng(config.seed).permutation(len(normals))[:THRESHOLD_IMAGES]
-            threshold = [normals[index] for index in drawn]
+    if not threshold:
+        drawn = np.random.default_rng(config.seed).permutation(len(normals))[:THRESHOLD_IMAGES]
+        threshold = [normals[index] for index in drawn]
+    if threshold and config.false_area < 1:
         _set_threshold(segmenter, threshold, config.false_area)
     return segmenter.eval()
 

@@ -61,7 +61,7 @@ class CategoryBenchmark:
 
     @cached_property
     def _trained_on(self) -> list[str]:
-        """Fingerprints of the training sides of all seeds."""
+        """Fingerprints of all that decides a segmenter, but for the tested sides, of all seeds."""
         return [fingerprint([*split.train, *split.normals, *split.threshold]) for split in self.splits]
 
     def outcome(self, seed: int, method: str, segmenter: str) -> Outcome:

@@ -16,8 +16,8 @@ from sard_lora.layouts import Sample
 
 
 def held_back(category: Category, split: Split) -> tuple[Sample, ...]:
-    """Everything of the groups that are tested on, on the dev or the test side, unused images included."""
-    groups = {sample.group for sample in (*split.dev, *split.test)}
+    """Everything of the groups that are tested on or that set thresholds, unused images included."""
+    groups = {sample.group for sample in (*split.threshold, *split.dev, *split.test)}
     return tuple(sample for sample in category.samples if sample.group in groups)
 
 
@@ -52,7 +52,7 @@ def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -
         raise ValueError(
             "\n".join(
                 [
-                    f"{len(findings)} training images leak what is tested on:",
+                    f"{len(findings)} training images leak what is held back:",
                     *findings[:10],
                     *more,
                     f"Make the set again from the training side of {category.root} alone (synthesize does, unless the "

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation import benchmark as module
 from sard_lora.evaluation import category_benchmark, cells
 from sard_lora.evaluation.benchmark import benchmark, find_categories
@@ -56,6 +57,16 @@ def test_rows_hold_percentages_over_the_seeds(small):
     assert "paste+real" in page and "data:image/jpeg" in page
 
 
+def test_thresholds_are_set_on_parts_that_nothing_else_sees(small, monkeypatch):
+    train, seen = cells.train_segmenter, []
+    monkeypatch.setattr(cells, "train_segmenter", lambda *arguments: seen.append(arguments) or train(*arguments))
+    benchmark(small)
+    assert len(seen) == 4
+    for anomalies, normals, *_, threshold in seen:
+        assert threshold == few_shot_split(open_category(small.data)).threshold != ()
+        assert {*anomalies, *normals}.isdisjoint(threshold)
+
+
 def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, tmp_path):
     whole = benchmark(small)
     killed = BenchmarkConfig(**{**vars(small), "output": tmp_path / "killed"})
@@ -93,7 +104,7 @@ def test_several_processes_end_with_the_same_table(mvtec, tiny_base, tmp_path, m
         "count": 3,
         "adapter_steps": 1,
         "unet_steps": 2,
-        "fills": 8,
+        "fills": 12,
     }
     together = BenchmarkConfig(**settings, output=tmp_path / "together", workers=2)
     with monkeypatch.context() as patch:  # in this process alone

@@ -56,6 +56,12 @@ def test_a_held_back_normal_image_is_named(category, split, samples_with, normal
         refuse_leaks(samples_with(normal=normal), category, split)
 
 
+def test_what_the_threshold_is_set_on_is_held_back(category, split, samples_with):
+    (sample,) = split.threshold
+    with pytest.raises(ValueError, match=r"held-back normal image train/good/004\.png"):
+        refuse_leaks(samples_with(normal=f"train/good/{sample.image.name}"), category, split)
+
+
 @pytest.mark.parametrize("origin", ["hole/006", "006", "ground_truth/hole/006_mask.png", "perlin(hole/006)"])
 def test_a_mask_of_a_held_back_defect_is_named(category, split, samples_with, origin):
     with pytest.raises(ValueError, match="held-back defect hole/006"):
