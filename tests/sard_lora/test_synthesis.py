@@ -40,7 +40,7 @@ def test_set_is_exact_complete_and_readable(adapter, mvtec, tmp_path):
         normal = load_image(mvtec / record["normal"])
         assert Image.open(tmp_path / "set" / record["file_name"]).size == normal.size
         assert record["prompt"] == adapter.prompt(record["defect"]) and record["method"] == "sard"
-    assert len(list((tmp_path / "set/train/good").iterdir())) == 6
+    assert len(list((tmp_path / "set/train/good").iterdir())) == 5  # one of six sets the threshold
     assert json.loads((tmp_path / "set/synthesis.json").read_text())["synthesized"] == 5
 
 

@@ -34,7 +34,7 @@ def test_an_adapted_base_is_a_base_with_other_weights(mvtec, tiny_base, tmp_path
     assert any((before[name] - after[name]).abs().max() > 1e-5 for name in before)
     history = json.loads((folder / "adapted.json").read_text())
     assert (history["adapted_from"], history["method"], history["product"]) == (str(tiny_base), method, "plate")
-    assert "6 normal\nimages" in (folder / "README.md").read_text()
+    assert "5 normal\nimages" in (folder / "README.md").read_text()
 
 
 def test_a_base_of_four_channels_is_adapted_too(mvtec, tmp_path):

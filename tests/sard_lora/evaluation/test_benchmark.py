@@ -37,6 +37,14 @@ def small(monkeypatch, mvtec, tiny_base, tmp_path) -> BenchmarkConfig:
     )
 
 
+def test_segformer_learns_from_more_and_smaller_steps_and_all_start_alike(mvtec):
+    config = BenchmarkConfig(mvtec, segformer_steps=30, segformer_batch_size=3, unet_steps=20)
+    segformer, unet = config.training("segformer", 1), config.training("unet", 1)
+    assert (segformer.steps, segformer.batch_size) == (30, 3)
+    assert (unet.steps, unet.batch_size) == (20, SegmenterConfig().batch_size)
+    assert config.start("segformer").batch_size == config.start("unet").batch_size
+
+
 def test_rows_hold_percentages_over_the_seeds(small):
     report = benchmark(small)
     assert [(row["method"], row["segmenter"], row["seeds"]) for row in report["rows"]] == [
