@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sard_lora.data import open_category
 from sard_lora.defects import DEFECTS, add_defect
-from sard_lora.evaluation.cells import Cell
+from sard_lora.evaluation.cells import REVISION, Cell
 from sard_lora.labelled import LabelledSet
 from sard_lora.textures import random_surface, shot
 from sard_lora.train.segmenter import SegmenterConfig
@@ -54,7 +54,7 @@ def draw_surfaces(root: Path, per_defect: int = 120, normals: int = 600, seed: i
 
 def common_start(root: Path, training: SegmenterConfig) -> Path:
     """Folder of a segmenter (for `load_segmenter`) trained as `training` says on `draw_surfaces`, kept below `root`."""
-    cell = Cell(root / training.segmenter, f"start, {training.segmenter}", asdict(training))
+    cell = Cell(root / training.segmenter, f"start, {training.segmenter}", asdict(training) | {"revision": REVISION})
     if not cell.trained:
         draw_surfaces(root / "drawn")
         drawn = open_category(root / "drawn")

@@ -37,6 +37,20 @@ def test_the_small_unet_has_about_a_million_parameters():
     assert 0.8e6 < sum(p.numel() for p in build_segmenter("unet").parameters()) < 1.5e6
 
 
+def test_blocks_of_the_small_segformer_are_heard_before_training():
+    """Drawn with a deviation of 0.02, as transformers does, they change their input by a thousandth."""
+    segmenter = build_segmenter("segformer").eval()
+    network = segmenter.network.segformer
+    passed = {}
+    for number, block in enumerate(block for stage in network.stages for block in stage.blocks):
+        block.mlp.register_forward_hook(lambda _, given, out, n=number: passed.update({n: (given[0], out)}))
+    with torch.no_grad():
+        segmenter(torch.rand(1, 3, 64, 64))
+    assert len(passed) == 8
+    for given, out in passed.values():
+        assert out.std() > 0.02 * given.std()
+
+
 @pytest.mark.parametrize(("name", "count"), [("unet", 1), ("segformer", 1), ("bisenetv2", 5)])
 def test_only_bisenet_in_training_has_auxiliary_logits_and_all_are_the_inputs_size(name, count):
     torch.manual_seed(0)

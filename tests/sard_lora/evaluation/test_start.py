@@ -1,5 +1,6 @@
 """The common start: trained once, kept, and what every segmenter goes on from."""
 
+import pytest
 import torch
 
 from sard_lora.data import open_category
@@ -32,6 +33,9 @@ def test_a_start_is_trained_once_and_training_goes_on_from_it(tmp_path, monkeypa
     folder = common_start(tmp_path / "start", TINY)
     monkeypatch.setattr(cells, "train_segmenter", None)  # it is there: nothing is trained again
     assert common_start(tmp_path / "start", TINY) == folder
+    monkeypatch.setattr(module, "REVISION", cells.REVISION + 1)  # but not by this code
+    with pytest.raises(TypeError, match="NoneType"):
+        common_start(tmp_path / "start", TINY)
     drawn = open_category(tmp_path / "start" / "drawn")
     slow = SegmenterConfig(steps=1, batch_size=2, crop=32, learning_rate=1e-9)
     moved = train_segmenter(drawn.anomalies, drawn.train_normals, slow, start=folder)
