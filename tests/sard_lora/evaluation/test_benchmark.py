@@ -65,12 +65,10 @@ def test_rows_hold_percentages_over_the_seeds(small):
     assert "paste+real" in page and "data:image/jpeg" in page
 
 
-def test_thresholds_are_set_on_parts_that_nothing_else_sees(small, monkeypatch):
-    train, seen = cells.train_segmenter, []
-    monkeypatch.setattr(cells, "train_segmenter", lambda *arguments: seen.append(arguments) or train(*arguments))
+def test_thresholds_are_set_on_parts_that_nothing_else_sees(small, trainings):
     benchmark(small)
-    assert len(seen) == 4
-    for anomalies, normals, *_, threshold in seen:
+    assert len(trainings) == 4
+    for anomalies, normals, *_, threshold in trainings:
         assert threshold == few_shot_split(open_category(small.data)).threshold != ()
         assert {*anomalies, *normals}.isdisjoint(threshold)
 

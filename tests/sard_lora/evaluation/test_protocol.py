@@ -80,12 +80,10 @@ def test_dev_and_test_share_no_image(config, monkeypatch):
     assert tested["dev"] and not set(tested["dev"]) & set(tested["test"])
 
 
-def test_thresholds_are_set_on_parts_that_nothing_else_sees(config, monkeypatch):
-    train, seen = cells.train_segmenter, []
-    monkeypatch.setattr(cells, "train_segmenter", lambda *arguments: seen.append(arguments) or train(*arguments))
+def test_thresholds_are_set_on_parts_that_nothing_else_sees(config, trainings):
     evaluate(config)
-    assert len(seen) == 3
-    for anomalies, normals, *_, threshold in seen:
+    assert len(trainings) == 3
+    for anomalies, normals, *_, threshold in trainings:
         assert threshold == few_shot_split(open_category(config.test)).threshold != ()
         assert {*anomalies, *normals}.isdisjoint(threshold)
 

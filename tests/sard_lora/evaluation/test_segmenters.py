@@ -38,7 +38,7 @@ def test_the_small_unet_has_about_a_million_parameters():
 
 
 def test_blocks_of_the_small_segformer_are_heard_before_training():
-    """Drawn with a deviation of 0.02, as transformers does, they change their input by a thousandth."""
+    """Drawn with a deviation of 0.02, as transformers does, they give 0.4 % of their input at most."""
     segmenter = build_segmenter("segformer").eval()
     network = segmenter.network.segformer
     passed = {}
