@@ -174,7 +174,7 @@ def _initialise(segmenter: Segmenter) -> None:
     """Weights as torch draws them, by each layer's inputs.
 
     transformers draws all of SegFormer's with a deviation of 0.02, convolutions of 9 inputs too: the perceptron of a
-    block then gives 0.1 to 0.4 % of what goes into it, as torch draws them a tenth, and learning begins late.
+    block then gives 0.07 to 0.4 % of what goes into it, as torch draws them a tenth, and learning begins late.
     """
     for layer in segmenter.network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
