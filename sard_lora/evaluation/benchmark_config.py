@@ -40,13 +40,13 @@ class BenchmarkConfig:
     start_steps: int = 4000
     """Steps that every segmenter first trains on drawn surfaces with drawn defects, once for all methods and seeds
     (`sard_lora.evaluation.start`); 0 starts from random weights."""
-    unet_steps: int = 1500
+    unet_steps: int = 3000
     """Training steps of the U-Net, from there."""
-    segformer_steps: int = 3000
+    segformer_steps: int = 6000
     """Training steps of SegFormer, from there."""
     segformer_batch_size: int = 4
     """Crops of each of them: at the same price SegFormer learns more from more steps; the others train on 8."""
-    bisenetv2_steps: int = 1500
+    bisenetv2_steps: int = 3000
     """Training steps of BiSeNet V2, from there."""
     fills: int = 0
     """Fills of every method for the shortcut test (`sard_lora.evaluation.shortcut`), with the first segmenter and
