@@ -29,7 +29,7 @@ from sard_lora.synthesizer import (
     Job,
     SynthesizeConfig,
     Synthesizer,
-    chosen_shares,
+    chosen_in_place,
     chosen_strength,
     compose,
     default_candidates,
@@ -58,7 +58,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     for defect in config.defects or adapter.config.defects:
         bank.for_defect(defect)
     normals = normal_images(config.data, config.category)
-    config = replace(config, **chosen_shares(config, bank, normals))
+    config = replace(config, in_place=chosen_in_place(config, bank, normals))
     settings = _settings(config, adapter, bank, normals)
     seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)

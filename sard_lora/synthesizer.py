@@ -39,8 +39,6 @@ STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
 CANDIDATES = 3
 """How many are made for each mask of a defect from noise alone."""
-FROM_NOISE_SHARE = 0.3
-"""How many of the images that are not in place are from noise, where parts are not aligned."""
 IN_PLACE_SHARE = 0.5
 """How many of the images are in place, where parts are aligned."""
 IN_PLACE = "sard in place"
@@ -101,10 +99,9 @@ class SynthesizeConfig:
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
     as objects in one pose do, else 0 (`sard_lora.product.are_aligned`)."""
-    from_noise: float | None = None
+    from_noise: float = 0.0
     """Where images start from real defects: share of those not in place that are from noise alone all the same, under
-    masks of all kinds (mixed), for shapes that the few defects do not have. Default: 0 where good parts look alike
-    place by place, else 0.3."""
+    masks of all kinds (mixed), for shapes that the few defects do not have."""
     num_inference_steps: int | None = None
     """Steps of the reverse diffusion; default: the adapter's."""
     batch_size: int = 12
@@ -236,7 +233,7 @@ class Synthesizer:
     def _from_noise(self, turn: int) -> bool:
         """Whether an image, of those that are not in place, does without a real defect to start from."""
         before = 0 if self.config.fills else int(turn * (self.config.in_place or 0.0))
-        return _is_chosen(turn - before, self.config.from_noise or 0.0)
+        return _is_chosen(turn - before, self.config.from_noise)
 
     def plan(
         self,
@@ -344,16 +341,12 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
     return config.strength
 
 
-def chosen_shares(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, float]:
-    """The shares `in_place` and `from_noise` asked for, or their defaults: 0 where none starts from a real defect."""
-    asked = {"in_place": config.in_place, "from_noise": config.from_noise}
-    usual = {"in_place": 0.0, "from_noise": 0.0}
-    if None in asked.values() and chosen_strength(config, bank) < 1:
-        if not are_aligned([sample.image for sample in normals]):
-            usual["from_noise"] = FROM_NOISE_SHARE
-        elif not config.fills:
-            usual["in_place"] = IN_PLACE_SHARE
-    return {name: usual[name] if share is None else share for name, share in asked.items()}
+def chosen_in_place(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> float:
+    """The share `in_place` asked for, or the default: 0 where none starts from a real defect, and for fills."""
+    if config.in_place is not None:
+        return config.in_place
+    starts = chosen_strength(config, bank) < 1 and not config.fills
+    return IN_PLACE_SHARE if starts and are_aligned([sample.image for sample in normals]) else 0.0
 
 
 def default_candidates(strength: float) -> int:

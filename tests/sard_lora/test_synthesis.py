@@ -20,8 +20,8 @@ from sard_lora.synthesizer import CANDIDATES, IN_PLACE, STRENGTH, Job, Synthesiz
 
 
 def settings(adapter, mvtec, output, **changes) -> SynthesizeConfig:
-    values = {"count": 5, "candidates": 2, "batch_size": 4, "num_inference_steps": 2, "min_visibility": 0.0}
-    values |= {"in_place": 0.0, "from_noise": 0.0}
+    values = {"count": 5, "candidates": 2, "batch_size": 4, "num_inference_steps": 2}
+    values |= {"min_visibility": 0.0, "in_place": 0.0}
     return SynthesizeConfig(adapter=adapter.folder, data=mvtec, output=output, **(values | changes))
 
 
@@ -217,16 +217,14 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
     draws = [half.draw(Job(0, "hole", "", turn), 0, normals) for turn in range(4 * len(bank))]
     for lap in (draws[: 2 * len(bank)], draws[2 * len(bank) :]):  # every picture once before one comes again
         assert sorted(draw.source for draw in lap if draw.in_place) == sorted(entry.image for entry in bank)
-    for aligned, shares in ((True, (0.5, 0.0)), (False, (0.0, 0.3))):
+    for aligned, share in ((True, 0.5), (False, 0.0)):
         monkeypatch.setattr(synthesizer_module, "are_aligned", lambda paths, answer=aligned: answer)
-        by_itself = settings(adapter, mvtec, tmp_path / "own", in_place=None, from_noise=None)
-        chosen = synthesizer_module.chosen_shares(by_itself, half.bank, normals)
-        assert (chosen["in_place"], chosen["from_noise"]) == shares
+        by_itself = settings(adapter, mvtec, tmp_path / "own", in_place=None)
+        assert synthesizer_module.chosen_in_place(by_itself, half.bank, normals) == share
     monkeypatch.setattr(synthesizer_module, "are_aligned", lambda paths: pytest.fail("reads pictures for nothing"))
-    given = synthesizer_module.chosen_shares(
-        settings(adapter, mvtec, tmp_path / "own", in_place=0.2, from_noise=0.1), half.bank, normals
-    )
-    assert given == {"in_place": 0.2, "from_noise": 0.1}
+    for asked, wanted in (({"in_place": 0.2}, 0.2), ({"in_place": None, "fills": True}, 0.0)):
+        given = settings(adapter, mvtec, tmp_path / "own", **asked)
+        assert synthesizer_module.chosen_in_place(given, half.bank, normals) == wanted
     fills = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "fills", in_place=1.0, fills=True))
     assert not fills.draw(Job(0, "hole", ""), 0, normals).in_place
 
