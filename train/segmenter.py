@@ -95,7 +95,6 @@ def train_segmenter(
     normals: Sequence[Sample],
     config: SegmenterConfig,
     progress: Callable[[int, float], None] | None = None,
-    *,
     decoys: Sequence[Sample] = (),
     start: Path | None = None,
     checkpoints: Path | None = None,

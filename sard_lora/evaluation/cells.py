@@ -97,14 +97,7 @@ class Cell:
                 bar.update(step - bar.n)
 
             segmenter = train_segmenter(
-                anomalies,
-                normals,
-                training,
-                progress,
-                decoys=decoys,
-                start=start,
-                checkpoints=self._checkpoints,
-                threshold=threshold,
+                anomalies, normals, training, progress, decoys, start, self._checkpoints, threshold
             )
         seconds = round(time.perf_counter() - begun, 1)
         with atomic_folder(self.segmenter) as temporary:
