@@ -270,6 +270,8 @@ def test_a_share_is_from_noise_under_masks_of_all_kinds(adapter, mvtec, tmp_path
     draws = [synthesizer.draw(job, 0, normals) for job in synthesis._plan(config, adapter)]
     assert [len(draw.seeds[0]) for draw in draws if not draw.in_place and draw.start is not None] == [1] * 4
     assert [len(draw.seeds[0]) for draw in draws if draw.start is None] == [CANDIDATES] * 4
+    by_default = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "default", count=16))
+    assert all(by_default.draw(Job(0, "hole", "", turn), 0, normals).start is not None for turn in range(16))
     with pytest.raises(ValueError, match="from_noise="):
         settings(adapter, mvtec, tmp_path / "set", from_noise=1.5)
 
