@@ -34,6 +34,8 @@ from sard_lora.synthesizer import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 
+SYNTHESIS_REVISION = 1
+"""Raised whenever an adapter gives other images with the same settings: its sets are then made anew."""
 PARTS = ("real", *BASELINES, "inpaint", "sard")
 INPAINT: dict[str, Any] = {
     "background": "off",
@@ -197,7 +199,7 @@ class SetMaker:
         if part.kind in BASELINES:
             key |= part.settings({"margin"}) | {"shots": self._shots(part)} | self._origin(part)
         else:
-            key = {"adapter": self._adapter_key(part)} | self._synthesis(part) | key
+            key = {"adapter": self._adapter_key(part)} | self._synthesis(part) | key | {"synthesis": SYNTHESIS_REVISION}
         return self.folder / "sets" / _name(part.kind, key)
 
     def adapter_folder(self, part: Part) -> Path:
