@@ -11,7 +11,7 @@ import torch
 from sard_lora import bases
 from sard_lora.data import Category, Split, few_shot_split, fingerprint
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
-from sard_lora.evaluation.cells import REVISION, Cell, Side, evenly, finished, keep
+from sard_lora.evaluation.cells import REVISION, SYNTHESIS_REVISION, Cell, Side, evenly, finished, keep
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
 from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
 from sard_lora.evaluation.perceptual import PerceptualNetworks, load_networks, perceptual_figures
@@ -93,6 +93,7 @@ class CategoryBenchmark:
 
     def _cell(self, seed: int, method: str, segmenter: str) -> Cell:
         start = self.config.start(segmenter)
+        generated = any(part.generated for part in parse_method(method))
         return Cell(
             self.config.output / self.name / "cells" / f"seed{seed}" / method / segmenter,
             f"{self.name}, seed {seed}, {method}, {segmenter}",
@@ -104,6 +105,7 @@ class CategoryBenchmark:
                 "base": bases.describe(self.config.base).revision,
                 "train": self._trained_on[seed],
                 **{name: getattr(self.config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
+                **({"synthesis": SYNTHESIS_REVISION} if generated else {}),
             },
         )
 

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from sard_lora import bases
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category
 from sard_lora.evaluation.baselines import BASELINES, write_baseline
-from sard_lora.evaluation.cells import REVISION
+from sard_lora.evaluation.cells import REVISION, SYNTHESIS_REVISION
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
@@ -34,8 +34,6 @@ from sard_lora.synthesizer import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 
-SYNTHESIS_REVISION = 1
-"""Raised whenever an adapter gives other images with the same settings: its sets are then made anew."""
 PARTS = ("real", *BASELINES, "inpaint", "sard")
 INPAINT: dict[str, Any] = {
     "background": "off",
