@@ -8,7 +8,7 @@ import pytest
 
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation import benchmark as module
-from sard_lora.evaluation import category_benchmark, cells
+from sard_lora.evaluation import category_benchmark, cells, methods
 from sard_lora.evaluation.benchmark import benchmark, find_categories
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.category_benchmark import CategoryBenchmark, Cell
@@ -168,6 +168,24 @@ def test_no_folder_is_filled_by_two_tasks(small):
     small.methods, small.seeds, small.fills = "paste,paste[decoys=8],paste[decoys=8]+real", 1, 8
     names = [task.name for task in module._tasks(small, [CategoryBenchmark(small, *find_categories(small.data))])]
     assert sum(name.startswith("plate, seed 0, set paste-") for name in names) == 2
+
+
+def test_what_adapters_made_is_made_anew_when_synthesis_changes_and_nothing_else(small, monkeypatch):
+    bench = CategoryBenchmark(small, *find_categories(small.data))
+
+    def names(method: str) -> tuple:
+        parts = parse_method(method)
+        adapters = [bench.adapter_name(0, part) for part in parts if part.generated]
+        return adapters, [bench.set_name(0, part) for part in parts], bench._cell(0, method, "unet").key
+
+    before = {method: names(method) for method in ("paste", "sard", "sard+real")}
+    for module_ in (methods, category_benchmark):
+        monkeypatch.setattr(module_, "SYNTHESIS_REVISION", cells.SYNTHESIS_REVISION + 1)
+    after = {method: names(method) for method in before}
+    assert after["paste"] == before["paste"]
+    for method in ("sard", "sard+real"):
+        assert after[method][0] == before[method][0], "the adapter is as it was"
+        assert after[method][1][0] != before[method][1][0] and after[method][2] != before[method][2]
 
 
 def test_an_adapted_base_belongs_to_its_steps(small, monkeypatch):
