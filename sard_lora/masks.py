@@ -47,9 +47,8 @@ class Placement(NamedTuple):
     """A new mask ((H, W) bool), its origin and, where that is a real mask of a known image, how that was moved.
 
     `core` (H, W) bool is the mask before it was widened, as an annotator would draw it; never empty. `source` float
-    (3, h, w): the (row, column) of that image which lies at each pixel of a box in the new one, whose upper left
-    corner, maybe outside, is `corner`, and the scale that it was moved with, of a line that of its width. The box holds
-    the core and `RIM` pixels around it.
+    (2, h, w): the (row, column) of that image which lies at each pixel of a box in the new one, whose upper left
+    corner, maybe outside, is `corner`. The box holds the core and `RIM` pixels around it.
     """
 
     mask: np.ndarray
@@ -125,7 +124,7 @@ def _joined(
         return pieces[0]
     shape = pieces[0][0].shape
     nearest = np.full(shape, np.inf)
-    everywhere = np.full((3, *shape), -1.0)
+    everywhere = np.full((2, *shape), -1.0)
     for mask, source, corner in pieces:
         box, inner = overlap(corner, source.shape[1:], shape)
         distance = ndimage.distance_transform_edt(~mask[box])
@@ -182,12 +181,13 @@ def _place_real(
     best, found = np.zeros_like(foreground), None
     for attempt in range(9):
         if attempt % 3 == 0:
-            shape, inside, scale = _deform(cropped, keep, grain, line and not spanning, (least, greatest), most, rng)
-            places = [
-                side.start + (folded(index - extra, side.stop) if extra else index)
-                for side, extra, index in zip(box, before, inside, strict=True)
-            ]
-            source = np.stack([*places, np.full_like(inside[0], scale)])
+            shape, inside = _deform(cropped, keep, grain, line and not spanning, (least, greatest), most, rng)
+            source = np.stack(
+                [
+                    side.start + (folded(index - extra, side.stop) if extra else index)
+                    for side, extra, index in zip(box, before, inside, strict=True)
+                ]
+            )
         if keep:
             corner = _kept_corner(box, mask.shape, shape.shape, foreground.shape, near, rng)
         else:
@@ -244,10 +244,10 @@ def _deform(
     scales: tuple[float, float],
     most: Sequence[float],
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Rotate, scale, mirror and bend a cropped mask, keeping area × scale²; cropped again.
 
-    With it where each of its pixels, and of `RIM` around, lay in the given one: (2, h, w), and the scale.
+    With it where each of its pixels, and of `RIM` around, lay in the given one: (2, h, w).
 
     A mask that keeps its place is turned by at most 12 degrees. Any other is mirrored half of the time and turned by
     any angle, or if it is large upside down, so that it need not shrink. With a grain it is turned by at most 5
@@ -300,7 +300,7 @@ def _deform(
     rows, columns = (
         plane[box[0].start - RIM : box[0].stop + RIM, box[1].start - RIM : box[1].stop + RIM] - 1 for plane in source
     )
-    return result[box], np.stack([rows, mask.shape[1] - 3 - columns if mirrored else columns]), scale
+    return result[box], np.stack([rows, mask.shape[1] - 3 - columns if mirrored else columns])
 
 
 def _lengthening(mask: np.ndarray, longest: float, rng: np.random.Generator) -> np.ndarray:

@@ -29,7 +29,6 @@ from sard_lora.synthesizer import (
     Job,
     SynthesizeConfig,
     Synthesizer,
-    chosen_edge_blur,
     chosen_in_place,
     chosen_strength,
     compose,
@@ -162,7 +161,6 @@ def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank, normal
         "normals_sha256": fingerprint(normals),
         "mask_bank": _bank_digest(bank) if config.mask_bank else None,
         "strength": strength,
-        "edge_blur": chosen_edge_blur(config, bank),
         "candidates": config.candidates or default_candidates(strength),
     }
 

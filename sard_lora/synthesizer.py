@@ -33,7 +33,6 @@ from sard_lora.pipelines.sard_inpaint import (
 )
 from sard_lora.precision import mixed_precision
 from sard_lora.product import are_aligned, foreground
-from sard_lora.sharpness import edge_blur
 from sard_lora.transplant import borrowed, transplant
 
 STRENGTH = 0.3
@@ -96,10 +95,6 @@ class SynthesizeConfig:
     contrast: tuple[float, float] | None = (0.4, 1.2)
     """A thin real defect that is moved changes its new place, whose grain stays, as it did its own; so many times as
     strong, drawn from this range evenly on a logarithmic scale. None: it is moved pixel by pixel, as wide ones are."""
-    edge_blur: float | None = None
-    """Standard deviation, in pixels, of the blur that edges of defects have: a real defect that is made smaller is
-    blurred, so that it gets no sharper. Default: as measured on the real defects (`sard_lora.sharpness`); 0: it is not.
-    """
     in_place: float | None = None
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
@@ -131,8 +126,6 @@ class SynthesizeConfig:
             raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
         if self.contrast is not None and not 0 < self.contrast[0] <= self.contrast[1]:
             raise ValueError(f"contrast={self.contrast} has to be two factors above 0, the smaller one first")
-        if self.edge_blur is not None and self.edge_blur < 0:
-            raise ValueError(f"edge_blur={self.edge_blur} has to be 0 or more")
         for name in ("in_place", "from_noise"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be from 0 to 1")
@@ -204,11 +197,6 @@ class Synthesizer:
         """How much the real defects are changed that diffusion starts from; 1 is from noise alone."""
         return chosen_strength(self.config, self.bank)
 
-    @cached_property
-    def edge_blur(self) -> float:
-        """How sharp the real defects are that diffusion starts from, in pixels."""
-        return chosen_edge_blur(self.config, self.bank)
-
     def draw(self, job: Job, attempt: int, normals: Sequence[Sample]) -> Draw:
         """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
@@ -227,7 +215,7 @@ class Synthesizer:
         if moved:
             if self.config.fills:
                 placement = borrowed(placement, normals[rng.integers(len(normals))].image)
-            start = transplant(image, placement, self._contrast(rng), self.edge_blur)
+            start = transplant(image, placement, self._contrast(rng))
         return self.plan(job, source, image, placement, rng, start)
 
     def _contrast(self, rng: np.random.Generator) -> float | None:
@@ -351,13 +339,6 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
             "and masks=real, or strength=1"
         )
     return config.strength
-
-
-def chosen_edge_blur(config: SynthesizeConfig, bank: MaskBank) -> float:
-    """The `edge_blur` asked for, or the real defects' own: 0 where none is started from."""
-    if config.edge_blur is not None:
-        return config.edge_blur
-    return edge_blur(bank.masks) if chosen_strength(config, bank) < 1 else 0.0
 
 
 def chosen_in_place(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> float:

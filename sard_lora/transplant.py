@@ -24,30 +24,25 @@ _ONE_SIDED = 0.8
 def borrowed(placement: Placement, image: Path) -> Placement:
     """The same, but of what lies there in another image of any size, which goes on mirrored beyond its borders."""
     bounds = load_image(image).size[::-1]
-    *planes, scale = placement.source
-    places = [folded(plane, side).clip(0, side - 1) for plane, side in zip(planes, bounds, strict=True)]
-    return placement._replace(image=image, source=np.stack([*places, scale]))
+    source = [folded(plane, side).clip(0, side - 1) for plane, side in zip(placement.source, bounds, strict=True)]
+    return placement._replace(image=image, source=np.stack(source))
 
 
-def transplant(
-    image: Image.Image, placement: Placement, contrast: float | None = None, edge_blur: float = 0.0
-) -> Image.Image:
+def transplant(image: Image.Image, placement: Placement, contrast: float | None = None) -> Image.Image:
     """`image` with the real defect of a placement in its mask, turned, bent and moved as the mask was.
 
     Its pixels, relit (`relit`); or with a `contrast`, if it is thin, the change that it makes, that many times as
     strong (`changed`). For a thin one has no surface of its own, and on a wide one that of its new place must not show.
-    What is made smaller gets no sharper than `edge_blur`, the standard deviation in pixels of the blur of real defects
-    (`sard_lora.sharpness`): the camera sees a small defect no better than a large one.
     Where a placement has no real image, or that ends, the image stays as it is.
     """
     if placement.image is None:
         return image
     pixels = np.array(image, np.float32)
     box, inner = overlap(placement.corner, placement.source.shape[1:], pixels.shape[:2])
-    real = np.asarray(load_image(placement.image), np.float32)
-    where, scale = np.split(placement.source[:, *inner], [2])
-    known = ((where >= 0) & (where <= np.array(real.shape[:2])[:, None, None] - 1)).all(0)
-    moved = _resampled(real, where, scale[0], edge_blur)
+    real = np.moveaxis(np.asarray(load_image(placement.image), np.float32), 2, 0)
+    where = placement.source[:, *inner]
+    moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
+    known = ((where >= 0) & (where <= np.array(real.shape[1:])[:, None, None] - 1)).all(0)
     mask, core, patch = placement.mask[*box], placement.core[*box], pixels[*box]
     ring, beyond = _around(mask, core, known)
     if contrast is None or ndimage.distance_transform_edt(core).max() > THIN:
@@ -98,23 +93,6 @@ def changed(
         change = change.clip(max=0) if darker > 0.5 else change.clip(min=0)
     fade = (ndimage.distance_transform_edt(mask) / _FADE).clip(max=1)[..., None]
     return (surroundings + _DARK) * np.exp(contrast * fade * change) - _DARK
-
-
-def _resampled(real: np.ndarray, where: np.ndarray, scale: np.ndarray, edge_blur: float) -> np.ndarray:
-    """The pixels (h, w, 3) of `real` at `where` (2, h, w), blurred where their `scale` (h, w) is below 1.
-
-    An edge with a blur of σ pixels has one of s σ when it is made s times as large; a Gaussian of σ √(1/s² − 1) before
-    makes that σ again.
-    """
-    result = np.zeros((*scale.shape, 3), np.float32)
-    blurs = edge_blur * np.sqrt(np.maximum(1 / np.where(scale > 0, scale, 1) ** 2 - 1, 0))
-    for blur in np.unique(blurs):
-        planes = np.moveaxis(ndimage.gaussian_filter(real, (blur, blur, 0)) if blur else real, 2, 0)
-        here = blurs == blur
-        result[here] = np.stack(
-            [ndimage.map_coordinates(plane, where[:, here], order=3, mode="nearest") for plane in planes], 1
-        )
-    return result
 
 
 def _around(mask: np.ndarray, core: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
