@@ -197,7 +197,7 @@ class SetMaker:
         if part.kind in BASELINES:
             key |= part.settings({"margin"}) | {"shots": self._shots(part)} | self._origin(part)
         else:
-            key = {"adapter": self._adapter_key(part)} | self._synthesis(part) | key
+            key = {"adapter": self._adapter_key(part)} | self._synthesis(part) | key | {"synthesis": SYNTHESIS_REVISION}
         return self.folder / "sets" / _name(part.kind, key)
 
     def adapter_folder(self, part: Part) -> Path:
