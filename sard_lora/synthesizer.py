@@ -185,6 +185,8 @@ class Synthesizer:
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.pipe: SardInpaintPipeline = adapter.pipeline(config.base, self.device, dtype)
         self.pipe.fuse_lora(components=["unet"])  # one adapter, many images: its layers need not be added every time
+        for model in (self.pipe.unet, self.pipe.vae):
+            model.to(memory_format=torch.channels_last)  # a tenth faster on CPUs, and what GPUs want in half precision
         critic = adapter.critic()
         self.critic = critic.to(self.device) if critic is not None else None
 
