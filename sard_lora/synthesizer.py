@@ -94,8 +94,9 @@ class SynthesizeConfig:
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
     contrast: tuple[float, float] | None = (1.0, 1.4)
     """A thin real defect that is moved changes its new place, whose grain stays, as it did its own; so many times as
-    strong, drawn from this range evenly on a logarithmic scale. Below 1 segmenters find no more and raise more false
-    alarms, for what is faint looks like the product itself. None: it is moved pixel by pixel, as wide ones are."""
+    strong, drawn from this range evenly on a logarithmic scale. On solar cells fainter ones taught segmenters more
+    false alarms, and to find no more; on magnetic tiles the evidence is mixed (`benchmarks/NOTES.md`). None: it is
+    moved pixel by pixel, as wide ones are."""
     in_place: float | None = None
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
@@ -186,7 +187,7 @@ class Synthesizer:
         self.pipe: SardInpaintPipeline = adapter.pipeline(config.base, self.device, dtype)
         self.pipe.fuse_lora(components=["unet"])  # one adapter, many images: its layers need not be added every time
         for model in (self.pipe.unet, self.pipe.vae):
-            model.to(memory_format=torch.channels_last)  # a tenth faster on CPUs, and what GPUs want in half precision
+            model.to(memory_format=torch.channels_last)  # a tenth less time on a CPU
         critic = adapter.critic()
         self.critic = critic.to(self.device) if critic is not None else None
 
