@@ -92,11 +92,11 @@ class SynthesizeConfig:
     strength: float | None = None
     """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
-    contrast: tuple[float, float] | None = (1.0, 1.4)
+    contrast: tuple[float, float] | None = (0.7, 1.2)
     """A thin real defect that is moved changes its new place, whose grain stays, as it did its own; so many times as
-    strong, drawn from this range evenly on a logarithmic scale. On solar cells fainter ones taught segmenters more
-    false alarms, and to find no more; on magnetic tiles the evidence is mixed (`benchmarks/NOTES.md`). None: it is
-    moved pixel by pixel, as wide ones are."""
+    strong, drawn from this range evenly on a logarithmic scale. Fainter ones taught segmenters more false alarms, and
+    to find no more; stronger ones helped on solar cells and harmed on magnetic tiles (`benchmarks/NOTES.md`). None: it
+    is moved pixel by pixel, as wide ones are."""
     in_place: float | None = None
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
