@@ -27,7 +27,7 @@ ablations)
     for change in strength=0.05 strength=1 composite=pixels guidance_scale=1 guidance_scale=2 guidance_scale=5 \
         background=frozen background=off critic=false background=frozen,critic=false background=off,critic=false \
         critic_mask_branch=false region=full candidates=1 candidates=3 min_visibility=0 contrast=null \
-        "contrast=[0.15,1.2]" "contrast=[0.4,1.2]" "contrast=[1,1.4]" \
+        min_snr=0 "contrast=[0.4,1.2],min_snr=0" "contrast=[1,1.4],min_snr=0" \
         in_place=0 in_place=0.5 from_noise=0.3 count=50 count=800 decoys=200; do
         methods+=",sard[$change]"
     done

@@ -4,7 +4,7 @@ Everything random about image i comes from (seed, i).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from sard_lora.adapter import Adapter
 from sard_lora.adapter_config import FEATHER_WIDTH
 from sard_lora.critic import rank_score
 from sard_lora.data import named_anomalies
+from sard_lora.detectability import matched_filter_snr
 from sard_lora.images import load_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import BankMask, MaskBank
@@ -71,8 +72,12 @@ class SynthesizeConfig:
     min_visibility: float = 2.0
     """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected. A defect that is
     drawn anew in its place was there before, and is kept."""
+    min_snr: float = 4.0
+    """How much a real defect that is moved stands out at its new place, at least: the signal-to-noise ratio of the
+    filter matched to its shape (`sard_lora.detectability`). Other places are tried where it does not, and the best of
+    them taken: for what can't be seen teaches a segmenter to mark anything."""
     max_attempts: int = 6
-    """Masks tried for one image before it is given up."""
+    """Masks tried for one image before it is given up, and places for one moved defect."""
     fills: bool = False
     """Fill the masks with the product as it should be (the no-defect prompt), in place of a defect: to see whether a
     segmenter can tell what was written from what was not, and to teach it that this is no defect."""
@@ -128,6 +133,8 @@ class SynthesizeConfig:
             raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
         if self.contrast is not None and not 0 < self.contrast[0] <= self.contrast[1]:
             raise ValueError(f"contrast={self.contrast} has to be two factors above 0, the smaller one first")
+        if self.min_snr < 0:
+            raise ValueError(f"min_snr={self.min_snr} has to be at least 0")
         for name in ("in_place", "from_noise"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be from 0 to 1")
@@ -211,16 +218,32 @@ class Synthesizer:
             return replace(self.plan(job, entry.image, image, placement, rng, image), in_place=True)
         source = normals[rng.integers(len(normals))].image
         image = load_image(source)
-        options = self.adapter.config.sampling.mask_options(job.defect)
         moved = self.strength < 1 and not self._from_noise(job.turn)
         masks = self.config.masks if moved or self.strength == 1 else "mixed"
-        placement = sample_mask(bank, foreground(image), rng, source=masks, **options)
-        start = None
+        options = self.adapter.config.sampling.mask_options(job.defect) | {"source": masks}
+        if moved and not self.config.fills:
+            placement, start = self._standing_out(image, bank, rng, options)
+            return self.plan(job, source, image, placement, rng, start)
+        placement, start = sample_mask(bank, foreground(image), rng, **options), None
         if moved:
-            if self.config.fills:
-                placement = borrowed(placement, normals[rng.integers(len(normals))].image)
+            placement = borrowed(placement, normals[rng.integers(len(normals))].image)
             start = transplant(image, placement, self._contrast(rng))
         return self.plan(job, source, image, placement, rng, start)
+
+    def _standing_out(
+        self, image: Image.Image, bank: Sequence[BankMask], rng: np.random.Generator, options: Mapping[str, Any]
+    ) -> tuple[Placement, Image.Image]:
+        """A real defect moved into `image`: the first of some placements where it stands out, else the best of them."""
+        allowed, best = foreground(image), None
+        for _ in range(self.config.max_attempts):
+            placement = sample_mask(bank, allowed, rng, **options)
+            start = transplant(image, placement, self._contrast(rng))
+            snr = matched_filter_snr(start, placement.core, image)
+            if best is None or snr > best[0]:
+                best = (snr, placement, start)
+            if snr >= self.config.min_snr:
+                break
+        return best[1:]
 
     def _contrast(self, rng: np.random.Generator) -> float | None:
         """How strong the change is that a thin moved defect makes, or None: its pixels are moved."""

@@ -201,6 +201,27 @@ def test_moved_defects_are_as_strong_as_asked_for(adapter, mvtec, tmp_path):
     assert (report["synthesized"], report["rejected"]) == (2, 0)
 
 
+def test_moved_defects_are_tried_elsewhere_until_they_stand_out(adapter, mvtec, tmp_path, monkeypatch):
+    normals = normal_images(mvtec, None)
+
+    def tries(ratios, **options):
+        """Which of the places tried was taken, and how many were."""
+        cores, left = [], iter(ratios)
+        monkeypatch.setattr(
+            synthesizer_module, "matched_filter_snr", lambda start, core, image: cores.append(core) or next(left)
+        )
+        made = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "set", **options))
+        draw = made.draw(synthesis._plan(made.config, adapter)[0], 0, normals)
+        return [core is draw.core for core in cores].index(True), len(cores)
+
+    assert tries([1.0, 3.9, 4.0, 9.0]) == (2, 3)
+    assert tries([1.0, 3.9, 2.0], max_attempts=3) == (1, 3), "the best, where none does"
+    assert tries([1.0], min_snr=0.0) == (0, 1)
+    assert tries([0.5, 1.0], min_snr=1.0) == (1, 2)
+    with pytest.raises(ValueError, match="min_snr="):
+        settings(adapter, mvtec, tmp_path / "set", min_snr=-1.0)
+
+
 def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter, mvtec, tmp_path, monkeypatch):
     """Their own change is small, for the defect was there: it counts as seen."""
     report = synthesize(settings(adapter, mvtec, tmp_path / "set", in_place=1.0, min_visibility=1e9))
