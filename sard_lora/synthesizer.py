@@ -4,7 +4,7 @@ Everything random about image i comes from (seed, i).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,8 @@ STRENGTH = 0.3
 """How much of the way to noise a real defect is taken before it is drawn anew."""
 CANDIDATES = 3
 """How many are made for each mask of a defect from noise alone."""
+PLACES = 12
+"""How many are tried, at most, for a real defect to stand out."""
 IN_PLACE_SHARE = 0.5
 """How many of the images are in place, where parts are aligned."""
 IN_PLACE = "sard in place"
@@ -74,10 +76,10 @@ class SynthesizeConfig:
     drawn anew in its place was there before, and is kept."""
     min_snr: float = 4.0
     """How much a real defect that is moved stands out at its new place, at least: the signal-to-noise ratio of the
-    filter matched to its shape (`sard_lora.detectability`). Other places are tried where it does not, and the best of
-    them taken: for what can't be seen teaches a segmenter to mark anything."""
+    filter matched to its shape (`sard_lora.detectability`). Where it does not, it is moved elsewhere, and at last where
+    it did most: for what can't be seen teaches a segmenter to mark anything."""
     max_attempts: int = 6
-    """Masks tried for one image before it is given up, and places for one moved defect."""
+    """Masks tried for one image before it is given up."""
     fills: bool = False
     """Fill the masks with the product as it should be (the no-defect prompt), in place of a defect: to see whether a
     segmenter can tell what was written from what was not, and to teach it that this is no defect."""
@@ -216,34 +218,33 @@ class Synthesizer:
             image = load_image(entry.image)
             placement = Placement(entry.mask, entry.mask, entry.origin)
             return replace(self.plan(job, entry.image, image, placement, rng, image), in_place=True)
-        source = normals[rng.integers(len(normals))].image
-        image = load_image(source)
         moved = self.strength < 1 and not self._from_noise(job.turn)
-        masks = self.config.masks if moved or self.strength == 1 else "mixed"
-        options = self.adapter.config.sampling.mask_options(job.defect) | {"source": masks}
-        if moved and not self.config.fills:
-            placement, start = self._standing_out(image, bank, rng, options)
-            return self.plan(job, source, image, placement, rng, start)
-        placement, start = sample_mask(bank, foreground(image), rng, **options), None
-        if moved:
-            placement = borrowed(placement, normals[rng.integers(len(normals))].image)
-            start = transplant(image, placement, self._contrast(rng))
-        return self.plan(job, source, image, placement, rng, start)
-
-    def _standing_out(
-        self, image: Image.Image, bank: Sequence[BankMask], rng: np.random.Generator, options: Mapping[str, Any]
-    ) -> tuple[Placement, Image.Image]:
-        """A real defect moved into `image`: the first of some placements where it stands out, else the best of them."""
-        allowed, best = foreground(image), None
-        for _ in range(self.config.max_attempts):
-            placement = sample_mask(bank, allowed, rng, **options)
-            start = transplant(image, placement, self._contrast(rng))
-            snr = matched_filter_snr(start, placement.core, image)
-            if best is None or snr > best[0]:
-                best = (snr, placement, start)
+        if not moved or self.config.fills:
+            return self._placed(job, bank, normals, rng, moved)
+        best, most = None, -1.0
+        for _ in range(PLACES):
+            draw = self._placed(job, bank, normals, rng, moved)
+            snr = matched_filter_snr(draw.start, draw.core, draw.image)
+            if snr > most:
+                best, most = draw, snr
             if snr >= self.config.min_snr:
                 break
-        return best[1:]
+        return best
+
+    def _placed(
+        self, job: Job, bank: Sequence[BankMask], normals: Sequence[Sample], rng: np.random.Generator, moved: bool
+    ) -> Draw:
+        """A normal image and a new mask in it; `moved` with a real defect there, or for fills a piece of a normal."""
+        source = normals[rng.integers(len(normals))].image
+        image, start = load_image(source), None
+        masks = self.config.masks if moved or self.strength == 1 else "mixed"
+        options = self.adapter.config.sampling.mask_options(job.defect)
+        placement = sample_mask(bank, foreground(image), rng, source=masks, **options)
+        if moved:
+            if self.config.fills:
+                placement = borrowed(placement, normals[rng.integers(len(normals))].image)
+            start = transplant(image, placement, self._contrast(rng))
+        return self.plan(job, source, image, placement, rng, start)
 
     def _contrast(self, rng: np.random.Generator) -> float | None:
         """How strong the change is that a thin moved defect makes, or None: its pixels are moved."""
