@@ -4,12 +4,13 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage, signal
 
+from sard_lora.light import log_light
+from sard_lora.mask_geometry import box_around
+
 GAP = 2
 """Pixels beyond a defect's outline that are left out: it fades there."""
 REACH = 8
 """Pixels beyond its outline that are its surroundings."""
-_DARK = 8.0
-"""Grey levels added before logarithms, so that the noise of what is black does not count."""
 _LEAST = 64
 """Places that the noise is measured over, at least."""
 
@@ -24,11 +25,7 @@ def matched_filter_snr(image: Image.Image, core: np.ndarray, normal: Image.Image
     ground metal, and what was there before does not count. Infinite where the core is too large to be moved, or there
     is nothing around it.
     """
-    rows, columns = (np.flatnonzero(core.any(axis)) for axis in (1, 0))
-    box = tuple(
-        slice(max(0, found[0] - REACH), min(side, found[-1] + 1 + REACH))
-        for found, side in zip((rows, columns), core.shape, strict=True)
-    )
+    box = box_around(core, REACH)
     inside = core[box]
     distance = ndimage.distance_transform_edt(~inside)
     around = (distance > GAP) & (distance <= REACH)
@@ -45,4 +42,4 @@ def matched_filter_snr(image: Image.Image, core: np.ndarray, normal: Image.Image
 
 
 def _log_grey(image: Image.Image) -> np.ndarray:
-    return np.log(np.asarray(image.convert("L"), np.float64) + _DARK)
+    return log_light(np.asarray(image.convert("L"), np.float64))

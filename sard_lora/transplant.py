@@ -7,14 +7,13 @@ from PIL import Image
 from scipy import ndimage
 
 from sard_lora.images import load_image
+from sard_lora.light import DARK, log_light
 from sard_lora.margins import MOST
 from sard_lora.mask_geometry import THIN, folded, overlap
 from sard_lora.masks import RIM, Placement
 
 _EDGE = 1.5
 """Pixels over which a moved defect follows the brightness at its outline."""
-_DARK = 8.0
-"""Grey levels added before ratios of brightness are taken, so that noise in the dark does not count."""
 _FADE = 2.0
 """Pixels over which a change fades in from its outline."""
 _ONE_SIDED = 0.8
@@ -63,10 +62,10 @@ def relit(pixels: np.ndarray, surroundings: np.ndarray, ring: np.ndarray, beyond
     """
     if not ring.any():
         return pixels
-    gain = (_log(surroundings) - _log(pixels)).clip(-np.log(2), np.log(2))
+    gain = (log_light(surroundings) - log_light(pixels)).clip(-np.log(2), np.log(2))
     light = _spread(gain, beyond)
     outline, weight = (_blurred(plane * ring[..., None], _EDGE) for plane in (gain - light, np.ones_like(gain)))
-    return (pixels + _DARK) * np.exp(light + outline / weight.clip(0.5)) - _DARK
+    return (pixels + DARK) * np.exp(light + outline / weight.clip(0.5)) - DARK
 
 
 def changed(
@@ -86,13 +85,13 @@ def changed(
     """
     if not beyond.any() or not core.any():
         return surroundings
-    light = _log(pixels)
+    light = log_light(pixels)
     change = light - _spread(light, beyond)
     darker = (change[core] < 0).mean()
     if max(darker, 1 - darker) > _ONE_SIDED:
         change = change.clip(max=0) if darker > 0.5 else change.clip(min=0)
     fade = (ndimage.distance_transform_edt(mask) / _FADE).clip(max=1)[..., None]
-    return (surroundings + _DARK) * np.exp(contrast * fade * change) - _DARK
+    return (surroundings + DARK) * np.exp(contrast * fade * change) - DARK
 
 
 def _around(mask: np.ndarray, core: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,10 +100,6 @@ def _around(mask: np.ndarray, core: np.ndarray, known: np.ndarray) -> tuple[np.n
     ring = ~mask & (distance < RIM) & known
     beyond = ring & (distance > MOST)
     return ring, beyond if beyond.any() else ring
-
-
-def _log(pixels: np.ndarray) -> np.ndarray:
-    return np.log(pixels.clip(0) + _DARK)
 
 
 def _spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
