@@ -11,7 +11,7 @@ _HOMES = {
     "AdapterTrainConfig": "sard_lora.train.joint",
     "EvaluateConfig": "sard_lora.evaluation.protocol",
     "SardInpaintPipeline": "sard_lora.pipelines.sard_inpaint",
-    "SynthesizeConfig": "sard_lora.synthesizer",
+    "SynthesizeConfig": "sard_lora.synthesize_config",
     "evaluate": "sard_lora.evaluation.protocol",
     "few_shot_split": "sard_lora.data",
     "load_image": "sard_lora.images",

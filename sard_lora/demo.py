@@ -15,7 +15,7 @@ from sard_lora.labelled import LabelledSet
 from sard_lora.report import grid
 from sard_lora.surfaces import PRODUCTS, write_category
 from sard_lora.synthesis import synthesize, verify
-from sard_lora.synthesizer import SynthesizeConfig
+from sard_lora.synthesize_config import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 

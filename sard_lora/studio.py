@@ -21,7 +21,8 @@ from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, SUFFIXES
 from sard_lora.masks import Placement, sample_mask
 from sard_lora.product import foreground
-from sard_lora.synthesizer import Job, SynthesizeConfig, Synthesizer, compose
+from sard_lora.synthesize_config import SynthesizeConfig
+from sard_lora.synthesizer import Job, Synthesizer, compose
 
 MAX_PIXELS = 64_000_000
 PAINTED = "painted"

@@ -23,20 +23,8 @@ from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.mask_bank import MaskBank
-from sard_lora.synthesizer import (
-    Candidate,
-    Draw,
-    Job,
-    SynthesizeConfig,
-    Synthesizer,
-    chosen_in_place,
-    chosen_strength,
-    compose,
-    default_candidates,
-    mask_bank,
-    mask_digest,
-    outlined,
-)
+from sard_lora.synthesize_config import SynthesizeConfig, chosen_in_place, chosen_strength, default_candidates
+from sard_lora.synthesizer import Candidate, Draw, Job, Synthesizer, compose, mask_bank, mask_digest, outlined
 
 SETTINGS = "synthesis.json"
 

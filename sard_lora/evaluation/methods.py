@@ -30,7 +30,7 @@ from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.mask_bank import without_specks
 from sard_lora.synthesis import synthesize
-from sard_lora.synthesizer import SynthesizeConfig
+from sard_lora.synthesize_config import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 

@@ -10,7 +10,7 @@ from sard_lora.adapter_config import AdapterConfig
 from sard_lora.card import adapter_card, card_of, write_card
 from sard_lora.evaluation.protocol import EvaluateConfig, evaluate
 from sard_lora.synthesis import synthesize
-from sard_lora.synthesizer import SynthesizeConfig
+from sard_lora.synthesize_config import SynthesizeConfig
 
 
 def read(folder) -> str:

@@ -13,7 +13,7 @@ from sard_lora.cli import COMMANDS, main
 from sard_lora.config import parse
 from sard_lora.demo import DemoConfig
 from sard_lora.sharing import PushConfig
-from sard_lora.synthesizer import SynthesizeConfig
+from sard_lora.synthesize_config import SynthesizeConfig
 
 
 def test_help_is_light_and_lists_every_command():

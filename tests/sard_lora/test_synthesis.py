@@ -16,7 +16,8 @@ from sard_lora.images import DEFECT, FRINGE, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.masks import Placement, sample_mask
 from sard_lora.synthesis import synthesize, verify
-from sard_lora.synthesizer import CANDIDATES, IN_PLACE, PLACES, STRENGTH, Job, SynthesizeConfig, Synthesizer, outlined
+from sard_lora.synthesize_config import CANDIDATES, STRENGTH, SynthesizeConfig, chosen_in_place
+from sard_lora.synthesizer import IN_PLACE, PLACES, Job, Synthesizer, outlined
 
 
 def settings(adapter, mvtec, output, **changes) -> SynthesizeConfig:
@@ -239,14 +240,15 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
     draws = [half.draw(Job(0, "hole", "", turn), 0, normals) for turn in range(4 * len(bank))]
     for lap in (draws[: 2 * len(bank)], draws[2 * len(bank) :]):  # every picture once before one comes again
         assert sorted(draw.source for draw in lap if draw.in_place) == sorted(entry.image for entry in bank)
+    looks_alike = "sard_lora.synthesize_config.are_aligned"
     for aligned, share in ((True, 0.5), (False, 0.0)):
-        monkeypatch.setattr(synthesizer_module, "are_aligned", lambda paths, answer=aligned: answer)
+        monkeypatch.setattr(looks_alike, lambda paths, answer=aligned: answer)
         by_itself = settings(adapter, mvtec, tmp_path / "own", in_place=None)
-        assert synthesizer_module.chosen_in_place(by_itself, half.bank, normals) == share
-    monkeypatch.setattr(synthesizer_module, "are_aligned", lambda paths: pytest.fail("reads pictures for nothing"))
+        assert chosen_in_place(by_itself, half.bank, normals) == share
+    monkeypatch.setattr(looks_alike, lambda paths: pytest.fail("reads pictures for nothing"))
     for asked, wanted in (({"in_place": 0.2}, 0.2), ({"in_place": None, "fills": True}, 0.0)):
         given = settings(adapter, mvtec, tmp_path / "own", **asked)
-        assert synthesizer_module.chosen_in_place(given, half.bank, normals) == wanted
+        assert chosen_in_place(given, half.bank, normals) == wanted
     fills = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "fills", in_place=1.0, fills=True))
     assert not fills.draw(Job(0, "hole", ""), 0, normals).in_place
 

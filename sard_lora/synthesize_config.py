@@ -1,0 +1,141 @@
+"""Settings of a synthetic data set, and what those left open come to for an adapter and its data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sard_lora.layouts import Sample
+from sard_lora.mask_bank import MaskBank
+from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, COMPOSITES, REGIONS
+from sard_lora.product import are_aligned
+
+STRENGTH = 0.3
+"""How much of the way to noise a real defect is taken before it is drawn anew."""
+CANDIDATES = 3
+"""How many are made for each mask of a defect from noise alone."""
+IN_PLACE_SHARE = 0.5
+"""How many of the images are in place, where parts are aligned."""
+
+
+@dataclass
+class SynthesizeConfig:
+    """Settings of one synthetic data set."""
+
+    adapter: Path
+    """Adapter folder, or user/name on the Hugging Face Hub."""
+    data: Path
+    """Normal images: a data set (its training side is used) or a plain folder of images."""
+    output: Path
+    """Where the labelled data set goes (MVTec-AD layout)."""
+    category: str | None = None
+    """Category inside the data set; default: the folder itself."""
+    count: int = 100
+    """Labelled images to make."""
+    per_defect: bool = False
+    """Make COUNT images of every defect, instead of COUNT in all."""
+    defects: list[str] | None = None
+    """Defects to make; default: all that the adapter knows."""
+    base: str | None = None
+    """Where the adapter's base lies, when not at its own name."""
+    candidates: int | None = None
+    """Candidates for each mask; the critic keeps the best one that can be seen. Default: 3 from noise, 1 that starts
+    from a real defect, for these differ little."""
+    min_visibility: float = 2.0
+    """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected. A defect that is
+    drawn anew in its place was there before, and is kept."""
+    min_snr: float = 4.0
+    """How much a real defect that is moved stands out at its new place, at least: the signal-to-noise ratio of the
+    filter matched to its shape (`sard_lora.detectability`). Where it does not, it is moved elsewhere, and at last where
+    it did most: for what can't be seen teaches a segmenter to mark anything."""
+    max_attempts: int = 6
+    """Masks tried for one image before it is given up."""
+    fills: bool = False
+    """Fill the masks with the product as it should be (the no-defect prompt), in place of a defect: to see whether a
+    segmenter can tell what was written from what was not, and to teach it that this is no defect."""
+    masks: str = "real"
+    """Where masks come from: real (the few-shot ones, transformed), perlin, stroke or mixed."""
+    mask_bank: Path | None = None
+    """Folder of masks, <defect>/<name>.png, in place of the adapter's own."""
+    background: str | None = None
+    """Background mode of RCD; default: the adapter's."""
+    composite: str = "change"
+    """Write the change that diffusion makes (change), only where the defect makes it (defect), only what the defect
+    makes of it (contrast), or decoded pixels (pixels)."""
+    region: str = "window"
+    """Generate in a window around the mask, or in the full image: window or full."""
+    guidance_scale: float | None = None
+    """Defect guidance; default: the adapter's, or none (1) where diffusion starts from real defects."""
+    strength: float | None = None
+    """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
+    alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
+    contrast: tuple[float, float] | None = (0.7, 1.2)
+    """A thin real defect that is moved changes its new place, whose grain stays, as it did its own; so many times as
+    strong, drawn from this range evenly on a logarithmic scale. Fainter ones taught segmenters more false alarms, and
+    to find no more; stronger ones helped on solar cells and harmed on magnetic tiles (`benchmarks/NOTES.md`). None: it
+    is moved pixel by pixel, as wide ones are."""
+    in_place: float | None = None
+    """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
+    its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
+    as objects in one pose do, else 0 (`sard_lora.product.are_aligned`)."""
+    from_noise: float = 0.0
+    """Where images start from real defects: share of those not in place that are from noise alone all the same, under
+    masks of all kinds (mixed), for shapes that the few defects do not have."""
+    num_inference_steps: int | None = None
+    """Steps of the reverse diffusion; default: the adapter's."""
+    batch_size: int = 12
+    """Windows generated at once."""
+    copy_normals: bool = True
+    """Also copy the normal images to train/good, so that the set stands alone."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str | None = None
+    """Where to run; default: the GPU when there is one."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("background", self.background, (None, *BACKGROUNDS)),
+            ("composite", self.composite, COMPOSITES),
+            ("region", self.region, REGIONS),
+            ("masks", self.masks, ("mixed", "real", "perlin", "stroke")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
+        if self.contrast is not None and not 0 < self.contrast[0] <= self.contrast[1]:
+            raise ValueError(f"contrast={self.contrast} has to be two factors above 0, the smaller one first")
+        if self.min_snr < 0:
+            raise ValueError(f"min_snr={self.min_snr} has to be at least 0")
+        for name in ("in_place", "from_noise"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be from 0 to 1")
+        for name in ("count", "candidates", "max_attempts", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+
+
+def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
+    """The strength asked for, or the default. Raises ValueError where there are no real defects to start from."""
+    known = config.masks == "real" and all(entry.image for entry in bank.masks)
+    if config.strength is None:
+        return STRENGTH if known else 1.0
+    if config.strength < 1 and not known:
+        raise ValueError(
+            f"strength={config.strength} starts from the real defects that the adapter was trained on, and "
+            f"{config.data} does not hold them all under the adapter's masks. Give the data set that it was trained on "
+            "and masks=real, or strength=1"
+        )
+    return config.strength
+
+
+def chosen_in_place(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> float:
+    """The share `in_place` asked for, or the default: 0 where none starts from a real defect, and for fills."""
+    if config.in_place is not None:
+        return config.in_place
+    starts = chosen_strength(config, bank) < 1 and not config.fills
+    return IN_PLACE_SHARE if starts and are_aligned([sample.image for sample in normals]) else 0.0
+
+
+def default_candidates(strength: float) -> int:
+    """As many candidates as are worth their time: where much is left of a real defect, they differ little."""
+    return 1 if strength < 1 else CANDIDATES
