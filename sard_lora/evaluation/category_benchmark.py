@@ -11,7 +11,16 @@ import torch
 from sard_lora import bases
 from sard_lora.data import Category, Split, few_shot_split, fingerprint
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
-from sard_lora.evaluation.cells import REVISION, SYNTHESIS_REVISION, Cell, Side, evenly, finished, keep
+from sard_lora.evaluation.cells import (
+    PREDICTION_REVISION,
+    REVISION,
+    SYNTHESIS_REVISION,
+    Cell,
+    Side,
+    evenly,
+    finished,
+    keep,
+)
 from sard_lora.evaluation.fidelity import defect_features, exactness, feature_figures
 from sard_lora.evaluation.methods import Part, SetMaker, parse_method, split_names
 from sard_lora.evaluation.perceptual import PerceptualNetworks, load_networks, perceptual_figures
@@ -100,6 +109,7 @@ class CategoryBenchmark:
             {
                 "method": method,
                 "revision": REVISION,
+                "prediction": PREDICTION_REVISION,
                 "training": asdict(self.config.training(segmenter, seed)),
                 "start": start and asdict(start),
                 "base": bases.describe(self.config.base).revision,

@@ -20,7 +20,7 @@ from sard_lora.atomic import make_folder, write_text
 from sard_lora.card import evaluation_summary, write_card
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category, require_sound
 from sard_lora.evaluation.baselines import write_baseline
-from sard_lora.evaluation.cells import REVISION, Cell, Side, evenly
+from sard_lora.evaluation.cells import PREDICTION_REVISION, REVISION, Cell, Side, evenly
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.evaluation.page import text_table, write_page
 from sard_lora.images import DataError, Problem, load_image, load_mask
@@ -122,7 +122,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for name in config.method_names:
         anomalies = evenly([sources[part] for part in name.split("+")])
         data = fingerprint({*anomalies, *split.normals, *split.threshold})
-        key = {"training": asdict(config.training), "data": data, "revision": REVISION}
+        revisions = {"revision": REVISION, "prediction": PREDICTION_REVISION}
+        key = {"training": asdict(config.training), "data": data} | revisions
         cell = Cell(config.output / "methods" / name, name, key)
         cell.train(config.training, anomalies, split.normals, threshold=split.threshold)
         report["methods"][name] = cell.test(side, config.device)

@@ -45,6 +45,8 @@ INITIAL_LOGIT = -3.0
 # What is larger is predicted in overlapping tiles, where the segmenter was never trained on crops of one size.
 TILE = 1024
 _TILES_AT_ONCE = 8
+_MIRRORS = ((), (2,), (3,), (2, 3))
+"""Axes of a batch of images along which they are flipped; in training as often as not."""
 
 _SETTINGS = "segmenter.json"
 _WEIGHTS = "segmenter.safetensors"
@@ -98,9 +100,10 @@ class Segmenter(nn.Module):
         return [self.network.decode_head.classifier]
 
     def lower_logits(self, amount: float) -> None:
-        """Subtract `amount` from every logit of `forward`."""
+        """Subtract `amount` from every logit of `forward`; the settings say by how much in all."""
         with torch.no_grad():
             self.output_layers[0].bias -= amount
+        self.settings["lowered"] = self.settings.get("lowered", 0.0) + amount
 
     def padding(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Pixels that the network sees left, right, above and below images of this size, as `torch.nn.functional.pad`
@@ -228,13 +231,18 @@ def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
     """Logits (H, W), fp32 on the CPU, of one image (3, H, W), uint8 in [0, 255], at its own resolution.
 
     It is seen in overlapping tiles of the size of the training crops, whatever its own: attention over a whole image is
-    another thing than over a crop.
+    another thing than over a crop. Every tile is seen four times, as it is and mirrored, as in training, and the logits
+    are averaged: what one view alone takes for a defect seldom is one.
     """
     segmenter.eval()
     device = next(segmenter.parameters()).device
     images = image.unsqueeze(0).to(device).float().div(255).contiguous(memory_format=torch.channels_last)
     # No larger than the image, or it would be filled up with black.
     tile = [min(segmenter.tile, side) for side in image.shape[-2:]]
+
+    def mirrored(tiles: Tensor) -> Tensor:
+        return sum(segmenter(tiles.flip(axes)).flip(axes) for axes in _MIRRORS) / len(_MIRRORS)
+
     with mixed_precision(device):
-        logits = sliding_window_inference(images, tile, _TILES_AT_ONCE, segmenter, overlap=0.25, mode="gaussian")
+        logits = sliding_window_inference(images, tile, _TILES_AT_ONCE, mirrored, overlap=0.25, mode="gaussian")
     return logits[0, 0].float().cpu()

@@ -101,6 +101,15 @@ def test_a_saved_segmenter_predicts_the_same_to_the_bit(name, tmp_path, monkeypa
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
 
 
+@pytest.mark.parametrize("name", ["unet", "segformer", "bisenetv2"])
+def test_a_mirrored_image_is_predicted_as_the_mirror_image(name):
+    torch.manual_seed(0)
+    segmenter = build_segmenter(name)
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    for axis in (1, 2):
+        assert torch.allclose(predict(segmenter, image.flip(axis)), predict(segmenter, image).flip(axis - 1), atol=1e-4)
+
+
 def test_images_are_predicted_in_tiles_of_the_training_crops_that_agree_with_the_whole():
     segmenter = build_segmenter("unet").eval()
     segmenter.network = torch.nn.Sequential(_FirstChannel(), torch.nn.Conv2d(1, 1, 1))
