@@ -33,7 +33,7 @@ def pack(output: Path, file: Path) -> int:
         raise ValueError(f"{output}: no figures; give the output folder of a `sard-lora benchmark` that has begun")
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     found = {
-        name: kept for name, kept in found.items() if name not in known or _revision(kept) >= _revision(known[name])
+        name: kept for name, kept in found.items() if name not in known or _revisions(kept) >= _revisions(known[name])
     }
     lines = [f"{json.dumps(name)}: {json.dumps(kept)}" for name, kept in sorted((known | found).items())]
     write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")  # a line each, for readable differences
@@ -45,15 +45,15 @@ def unpack(output: Path, file: Path) -> int:
     put = 0
     for name, kept in json.loads(file.read_text(encoding="utf-8")).items():
         path = output / name / "result.json"
-        if not path.exists() or _revision(json.loads(path.read_text(encoding="utf-8"))) < _revision(kept):
+        if not path.exists() or _revisions(json.loads(path.read_text(encoding="utf-8"))) < _revisions(kept):
             write_text(path, json.dumps(kept, indent=1))
             put += 1
     return put
 
 
-def _revision(kept: dict[str, Any]) -> int:
-    """By which revision of the benchmark a figure was measured; the later one replaces the earlier."""
-    return kept["key"].get("revision", 0)
+def _revisions(kept: dict[str, Any]) -> list[int]:
+    """By which revisions of the benchmark's parts a figure was measured; the later one replaces the earlier."""
+    return [kept["key"].get(name, 0) for name in ("revision", "synthesis", "prediction")]
 
 
 def main() -> None:

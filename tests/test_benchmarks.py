@@ -85,11 +85,12 @@ def test_a_benchmark_goes_on_from_its_figures_alone(mvtec, tmp_path, monkeypatch
         figures.pack(tmp_path / "nothing", file)
 
 
-def test_figures_of_an_earlier_revision_do_not_replace_later_ones(tmp_path):
-    for folder, revision in (("old", 2), ("new", 3)):
+@pytest.mark.parametrize("part", ["revision", "synthesis", "prediction"])
+def test_figures_of_an_earlier_revision_do_not_replace_later_ones(tmp_path, part):
+    for folder, revision in (("old", {part: 2}), ("new", {part: 3})):
         path = tmp_path / folder / "cell" / "test" / "result.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"key": {"revision": revision}, "result": {"from": folder}}))
+        path.write_text(json.dumps({"key": {"revision": 4} | revision, "result": {"from": folder}}))
     file = tmp_path / "figures.json"
     figures.pack(tmp_path / "new", file)
     figures.pack(tmp_path / "old", file)
