@@ -119,7 +119,7 @@ def train_segmenter(
         segmenter = (
             load_segmenter(start) if start else build_segmenter(config.segmenter, config.size, config.pretrained)
         )
-        segmenter.settings |= {"crop": config.crop, "lowered": 0.0}
+        segmenter.settings["crop"] = config.crop
         segmenter.to(device, memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(segmenter.parameters(), weight_decay=0.01)
         first = _resume(checkpoints, segmenter, optimizer) if checkpoints else 0

@@ -100,10 +100,9 @@ class Segmenter(nn.Module):
         return [self.network.decode_head.classifier]
 
     def lower_logits(self, amount: float) -> None:
-        """Subtract `amount` from every logit of `forward`; the settings say by how much in all."""
+        """Subtract `amount` from every logit of `forward`."""
         with torch.no_grad():
             self.output_layers[0].bias -= amount
-        self.settings["lowered"] = self.settings.get("lowered", 0.0) + amount
 
     def padding(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Pixels that the network sees left, right, above and below images of this size, as `torch.nn.functional.pad`
