@@ -4,11 +4,13 @@
     python benchmarks/figures.py unpack runs/table benchmarks/results/figures.json
 
 `pack` adds what was measured in an output folder of `sard-lora benchmark` to the file, `unpack` puts everything back:
-the same command then trains only what is not there.
+the same command then trains only what is not there. Ablations are measured on the development side only, so `pack`
+leaves out what there may be of them on the test side.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,13 @@ def pack(output: Path, file: Path) -> int:
     Raises:
         ValueError: there are no figures in `output`.
     """
+    places = {path.parent.relative_to(output): path for path in output.rglob("result.json")}
     found = {
-        path.parent.relative_to(output).as_posix(): json.loads(path.read_text(encoding="utf-8"))
-        for path in output.rglob("result.json")
-        if path.parent.name != WEIGHTS and not path.parent.name.startswith(".")  # half written
+        place.as_posix(): json.loads(path.read_text(encoding="utf-8"))
+        for place, path in places.items()
+        if place.name != WEIGHTS
+        and not any(name.startswith(".") for name in place.parts)  # half written
+        and not (place.name == "test" and any("[" in name for name in place.parts))
     }
     if not found:
         raise ValueError(f"{output}: no figures; give the output folder of a `sard-lora benchmark` that has begun")
@@ -41,11 +46,15 @@ def pack(output: Path, file: Path) -> int:
 
 
 def unpack(output: Path, file: Path) -> int:
-    """Put the figures of `file` below `output`, but for those that are there; answers how many were put."""
+    """Put the figures of `file` below `output`, but for those that are there; answers how many were put.
+
+    What an earlier revision measured gives way, with its predictions.
+    """
     put = 0
     for name, kept in json.loads(file.read_text(encoding="utf-8")).items():
         path = output / name / "result.json"
         if not path.exists() or _revisions(json.loads(path.read_text(encoding="utf-8"))) < _revisions(kept):
+            shutil.rmtree(path.parent, ignore_errors=True)
             write_text(path, json.dumps(kept, indent=1))
             put += 1
     return put

@@ -49,19 +49,31 @@ def tile_seen(row: dict[str, str]) -> Seen:
 
 def cell_seen(row: dict[str, str]) -> Seen:
     """Of a line of the manifest of pv_cell_4bb."""
-    series, step, cell = re.fullmatch(r"(.*?)(\d+)_(\d+)", Path(row["source"]).stem).groups()
+    found = re.fullmatch(r"(.*?)(\d+)_(\d+)", Path(row["source"]).stem)
+    if not found:
+        raise ValueError(f"{row['path']}: its source {row['source']} does not end in a step and a cell, as in 5GC62_7")
+    series, step, cell = found.groups()
     return (series, cell), int(step)
 
 
 def write_data_set(source: Path, output: Path) -> int:
-    """Links to the folders of `source`, and its manifest with the column `exclude`; answers how many are excluded."""
-    with (source / "manifest.csv").open(newline="", encoding="utf-8-sig") as file:
+    """Links to the folders of `source`, and its manifest with the column `exclude`; answers how many are excluded.
+
+    What is there is replaced; what `source` excludes stays excluded.
+
+    Raises:
+        ValueError: there is no manifest, or one that does not tell parts apart.
+    """
+    manifest = source / "manifest.csv"
+    if not manifest.is_file():
+        raise ValueError(f"{manifest}: not there; DATA has to hold magnetic_tile and pv_cell_4bb with their manifests")
+    with manifest.open(newline="", encoding="utf-8-sig") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
     seen = {path: (tile_seen if "block" in row else cell_seen)(row) for path, row in rows.items()}
     category = open_category(source)
     split = few_shot_split(category)
     known: dict[Hashable, list[int]] = defaultdict(list)
-    excluded = set()
+    excluded = {path for path, row in rows.items() if row.get("exclude")}
     for side in (split.test, split.dev, (*split.train, *split.normals), split.threshold):
         shown = [sample.image.relative_to(category.root).as_posix() for sample in side]
         excluded |= {path for path in shown if any(abs(seen[path][1] - step) <= STEPS for step in known[seen[path][0]])}
@@ -69,7 +81,8 @@ def write_data_set(source: Path, output: Path) -> int:
             known[seen[path][0]].append(seen[path][1])
     make_folder(output)
     for item in source.iterdir():
-        if item.name != "manifest.csv" and not (output / item.name).exists():
+        if item.name != "manifest.csv":
+            (output / item.name).unlink(missing_ok=True)
             (output / item.name).symlink_to(item.resolve())
     table = StringIO()
     writer = csv.writer(table, lineterminator="\n")

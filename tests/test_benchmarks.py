@@ -85,6 +85,15 @@ def test_a_benchmark_goes_on_from_its_figures_alone(mvtec, tmp_path, monkeypatch
         figures.pack(tmp_path / "nothing", file)
 
 
+def test_ablations_on_the_test_side_and_half_written_figures_are_not_packed(tmp_path):
+    for place in ("real/unet/test", "sard[rank=2]/unet/dev", "sard[rank=2]/unet/test", "real/unet/.test.x.old/test"):
+        path = tmp_path / "out" / place / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"key": {}, "result": {}}))
+    figures.pack(tmp_path / "out", tmp_path / "figures.json")
+    assert list(json.loads((tmp_path / "figures.json").read_text())) == ["real/unet/test", "sard[rank=2]/unet/dev"]
+
+
 @pytest.mark.parametrize("part", ["revision", "synthesis", "prediction"])
 def test_figures_of_an_earlier_revision_do_not_replace_later_ones(tmp_path, part):
     for folder, revision in (("old", {part: 2}), ("new", {part: 3})):
@@ -95,7 +104,9 @@ def test_figures_of_an_earlier_revision_do_not_replace_later_ones(tmp_path, part
     figures.pack(tmp_path / "new", file)
     figures.pack(tmp_path / "old", file)
     assert '"from": "new"' in file.read_text()
+    (tmp_path / "old/cell/test/predictions").mkdir()
     assert figures.unpack(tmp_path / "old", file) == 1
+    assert not (tmp_path / "old/cell/test/predictions").exists(), "they are the old ones"
     assert json.loads((tmp_path / "old/cell/test/result.json").read_text())["result"] == {"from": "new"}
 
 
@@ -122,6 +133,13 @@ def test_what_is_tested_is_seen_on_no_other_side(tmp_path):
     images = {s.image.relative_to(tmp_path / "out") for s in (*left.dev, *left.train, *left.normals, *left.threshold)}
     assert {s.image.relative_to(category.root) for s in (dev, train, normal, threshold)}.isdisjoint(images)
     assert kept.image.relative_to(category.root) in images, "26 steps from the next one that is tested or chosen on"
+
+
+def test_a_data_set_of_another_kind_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest.csv: not there"):
+        parts.write_data_set(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"img.png: its source .*cell.jpg does not end"):
+        parts.cell_seen({"path": "img.png", "source": "cell.jpg"})
 
 
 def test_groups_of_the_same_tile_are_one_part():

@@ -1,4 +1,6 @@
-"""Training sets that need no generator, on the same normal images and under masks drawn as the generator's.
+"""Training sets that need no generator, on the same normal images and under masks drawn as those of moved defects.
+
+(Where parts look alike place by place, half of the generator's images are defective pictures, redrawn in place.)
 
 - `paste`: real defects moved and relit (`sard_lora.transplant`), without diffusion, labelled as the generator's are;
 - `cutpaste`: a patch or a scar of the normal image itself, moved (Li et al. 2021, CutPaste);

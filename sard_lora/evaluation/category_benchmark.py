@@ -102,7 +102,9 @@ class CategoryBenchmark:
 
     def _cell(self, seed: int, method: str, segmenter: str) -> Cell:
         start = self.config.start(segmenter)
-        generated = any(part.generated for part in parse_method(method))
+        parts = parse_method(method)
+        generated = any(part.generated for part in parts)
+        few = [self._maker(seed, self.config.base).split(part).train for part in parts if "shots" in dict(part.options)]
         return Cell(
             self.config.output / self.name / "cells" / f"seed{seed}" / method / segmenter,
             f"{self.name}, seed {seed}, {method}, {segmenter}",
@@ -116,6 +118,7 @@ class CategoryBenchmark:
                 "train": self._trained_on[seed],
                 **{name: getattr(self.config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
                 **({"synthesis": SYNTHESIS_REVISION} if generated else {}),
+                **({"few": [fingerprint(samples) for samples in few]} if few else {}),
             },
         )
 
@@ -183,24 +186,25 @@ class CategoryBenchmark:
 
     def has_fidelity_rows(self) -> bool:
         """Whether an earlier `fidelity_rows` kept all of them."""
-        return all(finished(self._fidelity_folder(m), self._fidelity_key) for m in self.fidelity_methods())
+        return all(finished(self._fidelity_folder(m), self._fidelity_key(m)) for m in self.fidelity_methods())
 
     def has_fidelity_network(self) -> bool:
         """Whether the U-Net that sees the real defects alone is there, and not its figures only."""
         return self._cell(0, *FIDELITY_NETWORK).trained
 
     def _fidelity_row(self, method: str) -> dict[str, Any]:
-        folder, key = self._fidelity_folder(method), self._fidelity_key
+        folder, key = self._fidelity_folder(method), self._fidelity_key(method)
         figures = finished(folder, key)
         if figures is None:
             segmenter, real = self._reference
             (part,) = parse_method(method)
-            samples = self._sets(0).samples(part)
+            sets = self._sets(0)
+            samples = sets.samples(part)
             figures = feature_figures(real, defect_features(segmenter, samples))
             if part.kind != "real":
                 figures = exactness(samples, self.category.root) | figures
                 if self.config.perceptual:
-                    figures |= perceptual_figures(self._networks, self.splits[0].train, self._held_back, samples)
+                    figures |= perceptual_figures(self._networks, sets.split(part).train, self._held_back, samples)
             figures = {"images": len(samples)} | {name: round(value, 4) for name, value in figures.items()}
             keep(folder, key, figures)
         return {"dataset": self.name, "method": method, **figures}
@@ -208,10 +212,12 @@ class CategoryBenchmark:
     def _fidelity_folder(self, method: str) -> Path:
         return self.config.output / self.name / "fidelity" / method / self.side.name
 
-    @property
-    def _fidelity_key(self) -> dict[str, Any]:
-        networks = {"perceptual": True} if self.config.perceptual else {}
-        return self._cell(0, *FIDELITY_NETWORK).key | {"test": self.side.fingerprint} | networks
+    def _fidelity_key(self, method: str) -> dict[str, Any]:
+        return self._cell(0, method, FIDELITY_NETWORK[1]).key | {
+            "network": self._cell(0, *FIDELITY_NETWORK).key,
+            "test": self.side.fingerprint,
+            "perceptual": self.config.perceptual,
+        }
 
     @property
     def _held_back(self) -> list[Sample]:
@@ -232,10 +238,9 @@ class CategoryBenchmark:
         """How well a method's fills are told from untouched normal images, in percent."""
         segmenter, figures = self._shortcut_segmenter, self._kept_shortcut(method)
         if figures is None:
-            start = self.config.start(segmenter)
             figures = shortcut_cell(
                 self._shortcut_folder(method),
-                {"method": method, "start": start and asdict(start)},
+                self._shortcut_key(method),
                 f"{self.name}, {method}, shortcut",
                 self._sets(0).fills(parse_method(method)[0], self.config.fills),
                 self.splits[0].normals,

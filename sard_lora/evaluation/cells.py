@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -103,15 +104,15 @@ class Cell:
             segmenter = train_segmenter(
                 anomalies, normals, training, progress, decoys, start, self._checkpoints, threshold
             )
-        seconds = round(time.perf_counter() - begun, 1)
         with atomic_folder(self.segmenter) as temporary:
             save_segmenter(segmenter, temporary)
             result = {
                 "train_images": len(set(anomalies)),
-                "train_seconds": seconds,
+                "train_seconds": round(time.perf_counter() - begun, 1),  # since it was last started
                 "machine": machine(training.device),
+                "versions": {name: version(name) for name in PACKAGES},
             }
-            keep(temporary, self.key, result | {"versions": {name: version(name) for name in PACKAGES}})
+            keep(temporary, self.key, result)
         for unfinished in self.folder.glob(f"{_CHECKPOINTS}*"):
             shutil.rmtree(unfinished)
 
@@ -165,9 +166,17 @@ def evenly(sets: Iterable[Sequence[Sample]]) -> list[Sample]:
 
 
 def machine(device: str = "auto") -> str:
-    """What trains on a device of that name: cores and kind of processor, and the GPU where it is one."""
-    gpu = f", {torch.cuda.get_device_name()}" if training_device(device).type == "cuda" else ""
-    return f"{os.cpu_count()} cores, {platform.machine()}{gpu}"
+    """What trains on a device of that name: cores and processor, and the GPU where it is one."""
+    chosen = training_device(device)
+    gpu = f", {torch.cuda.get_device_name(chosen)}" if chosen.type == "cuda" else ""
+    return f"{os.cpu_count()} cores, {_processor()}{gpu}"
+
+
+def _processor() -> str:
+    """Its name where the system tells (Linux), else its kind."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1].strip() if found else platform.machine()
 
 
 def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from sard_lora.layouts import Sample
 
 
 def held_back(category: Category, split: Split) -> tuple[Sample, ...]:
-    """Everything of the groups that are tested on or that set thresholds, unused images included."""
+    """Everything of the groups that are tested on or that set thresholds, unused images included, and all excluded."""
     groups = {sample.group for sample in (*split.threshold, *split.dev, *split.test)}
-    return tuple(sample for sample in category.samples if sample.group in groups)
+    return tuple(s for s in category.samples if s.group in groups or s.image in category.excluded)
 
 
 def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -> None:
@@ -31,7 +31,10 @@ def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -
     forbidden = held_back(category, split)
     allowed = set(category.samples) - set(forbidden)
     defects = {_mask_name(sample) for sample in category.samples if sample.mask}
-    by_pixels = {_pixel_digest(sample.image): sample for sample in forbidden}
+    by_pixels = _by_pixels(forbidden)
+    if category.excluded:  # perhaps for being there twice
+        twice = _by_pixels(allowed)
+        by_pixels = {d: s for d, s in by_pixels.items() if s.image not in category.excluded or d not in twice}
     findings = []
     for sample in training:
         if original := by_pixels.get(_pixel_digest(sample.image)):
@@ -67,6 +70,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
     with Image.open(path) as image:
         text = image.info.get(RECORD_KEY)
     return json.loads(text) if text else None
+
+
+def _by_pixels(samples: Iterable[Sample]) -> dict[bytes, Sample]:
+    return {_pixel_digest(sample.image): sample for sample in samples}
 
 
 def _pixel_digest(path: Path) -> bytes:

@@ -85,10 +85,6 @@ class Part:
         """Whether an adapter makes its images."""
         return self.kind not in ("real", *BASELINES)
 
-    def __str__(self) -> str:
-        options = ",".join(f"{name}={value}" for name, value in self.options)
-        return f"{self.kind}[{options}]" if options else self.kind
-
 
 def split_names(text: str) -> list[str]:
     """Method names of a list such as `real,sard[steps=100,critic=false]+real`; commas in brackets do not count."""
@@ -106,7 +102,8 @@ def parse_method(name: str) -> tuple[Part, ...]:
     """The parts of a method.
 
     Raises:
-        ValueError: an unknown kind or setting, or the same part twice; the message names it.
+        ValueError: an unknown kind or setting, a value that it cannot have, or the same part twice; the message names
+            it.
     """
     parts = []
     for text in _split(name, "+"):
@@ -120,9 +117,24 @@ def parse_method(name: str) -> tuple[Part, ...]:
                 raise ValueError(f"method {name!r}: {kind} has no setting {pair!r}; write name=value")
             options[key] = _typed(name, key, value)
         parts.append(Part(kind, tuple(sorted(options.items()))))
+        _require_possible(name, parts[-1])
     if len(set(parts)) < len(parts):
         raise ValueError(f"method {name!r}: names a part twice")
     return tuple(parts)
+
+
+def _require_possible(method: str, part: Part) -> None:
+    """Raise ValueError, naming the method, where a setting of the part has a value that it cannot have."""
+    for name, least in (("count", 1), ("shots", 1), ("decoys", 0)):
+        value = part.settings({name}).get(name)
+        if value is not None and value < least:
+            raise ValueError(f"method {method!r}: {name}={value} has to be at least {least}")
+    if part.generated:
+        try:
+            AdapterTrainConfig(data=Path(), output=Path(), **part.settings(_TRAINING))
+            SynthesizeConfig(adapter=Path(), data=Path(), output=Path(), **part.settings(_SYNTHESIS))
+        except ValueError as error:
+            raise ValueError(f"method {method!r}: {error}") from error
 
 
 def _typed(method: str, setting: str, text: str) -> Any:
@@ -161,7 +173,7 @@ class SetMaker:
     def samples(self, part: Part) -> tuple[Sample, ...]:
         """The labelled samples of a part, made now unless they are there; nothing of the held-back side is in them."""
         if part.kind == "real":
-            return without_specks(self._split(part).train)
+            return without_specks(self.split(part).train)
         return self._made(part, part.settings({"count"}).get("count", self.count), fills=False)
 
     def fills(self, part: Part, count: int) -> tuple[Sample, ...]:
@@ -174,14 +186,15 @@ class SetMaker:
         """The fills that a part asks for as decoys."""
         return self.fills(part, part.decoys) if part.decoys else ()
 
-    def _split(self, part: Part) -> Split:
+    def split(self, part: Part) -> Split:
+        """Who may see what, where the part is made with its own number of shots."""
         return few_shot_split(self.category, self._shots(part), self.seed)
 
     def _shots(self, part: Part) -> int | None:
         return part.settings({"shots"}).get("shots", self.shots)
 
     def _made(self, part: Part, count: int, fills: bool) -> tuple[Sample, ...]:
-        split, folder = self._split(part), self.set_folder(part, count, fills)
+        split, folder = self.split(part), self.set_folder(part, count, fills)
         if part.kind in BASELINES:
             self._draw(part, split, count, fills, folder)
         else:
@@ -208,7 +221,7 @@ class SetMaker:
         """What all that is made here depends on; files are read once for every number of shots."""
         shots = self._shots(part)
         if shots not in self._fingerprints:
-            split = self._split(part)
+            split = self.split(part)
             self._fingerprints[shots] = fingerprint([*split.train, *split.normals])
         return {"data": self._fingerprints[shots], "seed": self.seed, "revision": REVISION}
 

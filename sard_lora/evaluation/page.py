@@ -14,7 +14,7 @@ from sard_lora.layouts import GOOD, Sample
 from sard_lora.report import data_url, outline
 
 # Columns of the table: key in report.json, heading, whether more is better, whether it is shown in percent.
-FIGURES = (
+COLUMNS = (
     ("miou", "mIoU", True, True),
     ("iou_defect", "defect IoU", True, True),
     ("pixel_acc", "pixel accuracy", True, True),
@@ -25,6 +25,19 @@ FIGURES = (
     ("false_alarms", "false alarms per good image", False, False),
     ("false_area", "false area on good", False, True),
 )
+
+OVERALL_COLUMNS = (
+    ("miou", "mIoU, all pixels", True, True),
+    ("ap", "AP, all pixels", True, True),
+)
+"""Those of a benchmark that pool all test images, good ones included."""
+EXPLANATION = (
+    "Means over the defect types: IoUs and accuracy on the images of that defect, AP, AUROC, F1-max and AUPRO on these "
+    "and all good ones; all pixels: of all test images at once, good ones included. In percent, but for false alarms, "
+    "which are regions on a good image. ± is the deviation over the seeds. Every seed takes other real defects, where "
+    "a defect has so many parts; images of one part count as one shot."
+)
+"""What a benchmark's tables show."""
 
 _TRUTH = (0, 230, 255)
 _PREDICTED = (255, 60, 30)
@@ -40,7 +53,7 @@ def write_page(path: Path, report: Mapping[str, Any], shown: Sequence[Sample], p
     page = _render(
         "evaluation.html",
         report=report,
-        headings=[heading for _, heading, _, _ in FIGURES],
+        headings=[heading for _, heading, _, _ in COLUMNS],
         groups=_table(report["methods"]),
         methods=list(report["methods"]),
         pictures=[_picture(index, sample, predictions) for index, sample in enumerate(shown)],
@@ -64,7 +77,12 @@ def write_benchmark_page(
     }
     columns = {name: list(methods) for name, methods in predictions.items()}
     page = _render(
-        "benchmark.html", report=report, tables=benchmark_tables(report), galleries=galleries, columns=columns
+        "benchmark.html",
+        report=report,
+        explanation=EXPLANATION,
+        tables=benchmark_tables(report),
+        galleries=galleries,
+        columns=columns,
     )
     write_text(path, page)
 
@@ -76,21 +94,29 @@ def benchmark_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         groups.setdefault((row["dataset"], row["segmenter"]), []).append(row)
     tables = []
     for (dataset, segmenter), rows in groups.items():
-        bests = {}
-        for figure, _, more_is_better, _ in FIGURES:
-            means = [row[figure]["mean"] for row in rows if row[figure]]
-            bests[figure] = (max if more_is_better else min)(means) if len(means) > 1 else None
-        lines = []
-        for row in rows:
-            cells = [{"text": str(row["images"]), "best": False}, {"text": str(row["seeds"]), "best": False}]
-            for figure, _, _, in_percent in FIGURES:
-                value, digits = row[figure], 1 if in_percent else 2
-                text = f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}" if value else "–"
-                cells.append({"text": text, "best": bool(value) and value["mean"] == bests[figure]})
-            lines.append({"method": row["method"], "cells": cells})
-        headings = ["images", "seeds", *(heading for _, heading, _, _ in FIGURES)]
+        columns = [[{"text": str(row[name]), "best": False} for row in rows] for name in ("images", "seeds")]
+        for figure, _, more_is_better, in_percent in COLUMNS:
+            columns.append(_spread_cells([row[figure] for row in rows], more_is_better, in_percent))
+        for figure, _, more_is_better, in_percent in OVERALL_COLUMNS:
+            columns.append(_spread_cells([row["overall"][figure] for row in rows], more_is_better, in_percent))
+        lines = [{"method": row["method"], "cells": cells} for row, *cells in zip(rows, *columns, strict=True)]
+        headings = ["images", "seeds", *(heading for _, heading, _, _ in (*COLUMNS, *OVERALL_COLUMNS))]
         tables.append({"title": f"{dataset}, {segmenter}", "headings": headings, "rows": lines})
     return tables
+
+
+def _spread_cells(
+    values: Sequence[Mapping[str, Any] | None], more_is_better: bool, in_percent: bool
+) -> list[dict[str, Any]]:
+    means = [value["mean"] for value in values if value]
+    best = (max if more_is_better else min)(means) if len(means) > 1 else None
+    digits = 1 if in_percent else 2
+    return [
+        {"text": f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}", "best": value["mean"] == best}
+        if value
+        else {"text": "–", "best": False}
+        for value in values
+    ]
 
 
 def _render(template: str, **values: Any) -> str:
@@ -106,12 +132,12 @@ def _render(template: str, **values: Any) -> str:
 
 def text_table(report: Mapping[str, Any]) -> str:
     """The mean over the defect types, one line a method, for the terminal and for Markdown; fractions in percent."""
-    lines = ["| trained on | " + " | ".join(heading for _, heading, _, _ in FIGURES) + " |"]
-    lines.append("|---|" + "---|" * len(FIGURES))
+    lines = ["| trained on | " + " | ".join(heading for _, heading, _, _ in COLUMNS) + " |"]
+    lines.append("|---|" + "---|" * len(COLUMNS))
     for name, result in report["methods"].items():
         # What is found on normal images is no figure of a defect: it stands with all images together.
         row = result["overall"] | result["mean_of_defects"]
-        values = [_written(row[figure], in_percent) or "–" for figure, _, _, in_percent in FIGURES]
+        values = [_written(row[figure], in_percent) or "–" for figure, _, _, in_percent in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
@@ -130,7 +156,7 @@ def _table(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = []
         for name in methods:
             cells = []
-            for figure, _, more_is_better, in_percent in FIGURES:
+            for figure, _, more_is_better, in_percent in COLUMNS:
                 column = [row[figure] for row in values.values() if row.get(figure) is not None]
                 value = values[name].get(figure)
                 best = column and value == (max(column) if more_is_better else min(column))

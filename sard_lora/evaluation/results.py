@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sard_lora.evaluation.cells import PACKAGES
-from sard_lora.evaluation.page import benchmark_tables
+from sard_lora.evaluation.page import EXPLANATION, benchmark_tables
 
 FIDELITY = ("background_error", "mask_agreement", "kernel_distance", "diversity", "kid", "ic_lpips")
 FIGURES = ("miou", "iou_defect", "pixel_acc", "ap", "auroc", "f1_max", "aupro")
-"""Means over the defect types, in percent; `false_alarms` beside them is a count for each normal image."""
+"""In percent: means over the defect types, and `overall` of all images together (`sard_lora.evaluation.metrics`)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def build_report(outcomes: Sequence[Outcome], settings: Mapping[str, Any], comma
         for figure in FIGURES:
             row[figure] = _spread([outcome.result["mean_of_defects"][figure] for outcome in group], 100)
         overall = [outcome.result["overall"] for outcome in group]
+        row["overall"] = {f: _spread([figures[f] for figures in overall], 100) for f in FIGURES}
         row["false_alarms"] = _spread([figures["false_alarms"] for figures in overall])
         row["false_area"] = _spread([figures["false_area"] for figures in overall], 100)
         row["per_defect"] = {
@@ -78,8 +79,8 @@ def _spread(values: Sequence[float | None], scale: float = 1) -> dict[str, Any] 
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables in Markdown: percentages, but for the false alarms, mean ± deviation over the seeds."""
-    lines = []
+    """The tables in Markdown, what they show, and how they were made."""
+    lines = [EXPLANATION, ""]
     for table in benchmark_tables(report):
         heads = table["headings"]
         lines += [f"**{table['title']}, {report['settings']['split']} side**", ""]
@@ -101,4 +102,5 @@ def markdown(report: dict[str, Any]) -> str:
                 texts = [f"{row[figure]:.3g}" if figure in row else "–" for figure in figures]
                 lines.append(f"| {row['dataset']} | {row['method']} | " + " | ".join(texts) + " |")
             lines.append("")
+    lines += [f"Made by `{report['command']}` on {report['machine']}.", ""]
     return "\n".join(lines)

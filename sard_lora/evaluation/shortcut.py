@@ -31,8 +31,8 @@ def shortcut_cell(
     """Train on one half of the fills, test on the other; what is found already is kept in `folder` under `key`.
 
     Normal images, and the fills written into them, are divided by group, so that none is on both sides; what is written
-    may come from any of them. `start` is as for
-    `train_segmenter`. Answers fractions: `ap`, `auroc`, and the `chance` that `ap` has to be compared with.
+    may come from any of them. `key` is as for `Cell`, but for the fills; `start` is as for `train_segmenter`. Answers
+    fractions: `ap`, `auroc`, and the `chance` that `ap` has to be compared with.
 
     Raises:
         ValueError: too few normal images or fills to divide.
@@ -48,7 +48,7 @@ def shortcut_cell(
         raise ValueError(f"{title}: {len(fills)} fills on {len(groups)} groups of normal images cannot be divided")
     tested += [sample for sample in normals if sample.group not in first][: len(tested)]
     kept = [sample for sample in normals if sample.group in first]
-    cell = Cell(folder, title, key | {"training": vars(training), "fills": fingerprint(fills)})
+    cell = Cell(folder, title, key | {"filled": fingerprint(fills)})
     cell.train(training, trained, kept, start=start)
     found = cell.test(Side("test", tested), training.device)
     return {"ap": found["overall"]["ap"], "auroc": found["overall"]["auroc"], "chance": _filled_share(tested)}

@@ -56,7 +56,8 @@ def common_start(root: Path, training: SegmenterConfig) -> Path:
     """Folder of a segmenter (for `load_segmenter`) trained as `training` says on `draw_surfaces`, kept below `root`."""
     cell = Cell(root / training.segmenter, f"start, {training.segmenter}", asdict(training) | {"revision": REVISION})
     if not cell.trained:
-        draw_surfaces(root / "drawn")
-        drawn = open_category(root / "drawn")
+        surfaces = root / f"drawn-{REVISION}"
+        draw_surfaces(surfaces)
+        drawn = open_category(surfaces)
         cell.train(training, drawn.anomalies, drawn.train_normals)
     return cell.segmenter

@@ -32,8 +32,9 @@ def run_tasks(tasks: Sequence[Task], workers: int, logs: Path) -> None:
     the machine's cores evenly.
 
     Raises:
-        RuntimeError: a task failed; the message names it. The others that had begun were finished.
-        ValueError: tasks that wait for what is not there, or for one another.
+        ValueError: a task found fault with what it was given or with a file, and says so; the message names the task.
+            Also for tasks that wait for what is not there, or for one another.
+        RuntimeError: a task failed in another way. The others that had begun were finished.
     """
     make_folder(logs)
     context = multiprocessing.get_context("spawn")  # a process that uses a GPU must not be forked
@@ -59,7 +60,8 @@ def run_tasks(tasks: Sequence[Task], workers: int, logs: Path) -> None:
                 print(f"[{len(done)}/{len(tasks)}] {task.name}", flush=True)
     if failed:
         task, error = failed
-        raise RuntimeError(f"{task.name}: {error} (see the logs in {logs})") from error
+        explained = isinstance(error, (ValueError, OSError, ArithmeticError))
+        raise (ValueError if explained else RuntimeError)(f"{task.name}: {error} (see the logs in {logs})") from error
 
 
 def _begin(logs: Path, threads: int) -> None:

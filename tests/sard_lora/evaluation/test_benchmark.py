@@ -13,8 +13,12 @@ from sard_lora.evaluation.benchmark import benchmark, find_categories
 from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.category_benchmark import CategoryBenchmark, Cell
 from sard_lora.evaluation.methods import parse_method
+from sard_lora.labelled import LabelledSet
 from sard_lora.surfaces import write_category
+from sard_lora.train.joint import AdapterTrainer
 from sard_lora.train.segmenter import SegmenterConfig
+
+TINY_SARD = "sard[batch_size=2,rank=2,candidates=1,num_inference_steps=2]"
 
 
 @pytest.fixture
@@ -56,11 +60,12 @@ def test_rows_hold_percentages_over_the_seeds(small):
         assert 0 <= row["miou"]["mean"] <= 100 and row["miou"]["std"] >= 0
         assert len(row["miou"]["values"]) == row["seeds"]
     assert json.loads((small.output / "benchmark.json").read_text())["rows"] == report["rows"]
-    assert re.fullmatch(r"\d+ cores, \w+(, .*)?", report["machine"])
+    assert re.fullmatch(r"\d+ cores, \w.+", report["machine"])
     command = f"sard-lora benchmark --data plate --base {small.base} --methods real,paste+real --segmenters unet"
     assert report["command"] == f"{command} --seeds 2 --count 3 --start_steps 0"
     assert str(small.output.parent) not in json.dumps(report["settings"] | {"base": ""})
-    assert "| paste+real |" in (small.output / "benchmark.md").read_text()
+    table = (small.output / "benchmark.md").read_text()
+    assert "| paste+real |" in table and f"`{report['command']}`" in table
     page = (small.output / "index.html").read_text()
     assert "paste+real" in page and "data:image/jpeg" in page
 
@@ -98,12 +103,38 @@ def test_killed_and_started_again_ends_with_the_same_table(small, monkeypatch, t
         assert benchmark(killed)[part] == whole[part]
 
 
+def test_killed_within_an_adapter_a_set_and_a_test_it_ends_with_the_same_table(small, monkeypatch, tmp_path):
+    """What is half made is gone on with or made again; nothing is left out, and nothing is there twice."""
+    small.methods, small.seeds, small.adapter_steps = f"{TINY_SARD},{TINY_SARD}+real,real", 1, 2
+    whole = benchmark(small)
+    killed = BenchmarkConfig(**{**vars(small), "output": tmp_path / "killed"})
+    for place, name in ((AdapterTrainer, "step"), (LabelledSet, "add"), (cells, "predict")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, killed_at_the_second_call(getattr(place, name)))
+            with pytest.raises(KeyboardInterrupt):
+                benchmark(killed)
+    for part in ("rows", "fidelity"):
+        assert benchmark(killed)[part] == whole[part]
+
+
+def killed_at_the_second_call(function):
+    calls = []
+
+    def dies(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return function(*arguments, **settings)
+
+    return dies
+
+
 def test_several_processes_end_with_the_same_table(mvtec, tiny_base, tmp_path, monkeypatch):
     """They do all the work there is: an adapter and its set, cells, the shortcut test; nothing is left to train."""
     settings = {
         "data": mvtec,
         "base": str(tiny_base),
-        "methods": "sard[batch_size=2,rank=2,candidates=1,num_inference_steps=2],paste",
+        "methods": f"{TINY_SARD},paste",
         "segmenters": "unet",
         "start_steps": 0,
         "seeds": 1,
@@ -179,13 +210,35 @@ def test_what_adapters_made_is_made_anew_when_synthesis_changes_and_nothing_else
         return adapters, [bench.set_name(0, part) for part in parts], bench._cell(0, method, "unet").key
 
     before = {method: names(method) for method in ("paste", "sard", "sard+real")}
+    keys = [bench._fidelity_key(method) for method in ("paste", "sard")]
     for module_ in (methods, category_benchmark):
         monkeypatch.setattr(module_, "SYNTHESIS_REVISION", cells.SYNTHESIS_REVISION + 1)
+    assert [bench._fidelity_key(method) == key for method, key in zip(("paste", "sard"), keys, strict=True)] == [
+        True,
+        False,
+    ]
     after = {method: names(method) for method in before}
     assert after["paste"] == before["paste"]
     for method in ("sard", "sard+real"):
         assert after[method][0] == before[method][0], "the adapter is as it was"
         assert after[method][1][0] != before[method][1][0] and after[method][2] != before[method][2]
+
+
+def test_a_shortcut_segmenter_belongs_to_its_revisions(small, monkeypatch):
+    small.methods, small.seeds, small.fills = "paste", 1, 8
+    benchmark(small)
+    monkeypatch.setattr(category_benchmark, "PREDICTION_REVISION", cells.PREDICTION_REVISION + 1)
+    benches = [CategoryBenchmark(small, category) for category in find_categories(small.data)]
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "train_segmenter", lambda *_: pytest.fail("trained, as it has to be"))
+        with pytest.raises(pytest.fail.Exception):
+            benches[0].shortcut_row("paste")
+
+
+def test_shots_of_a_method_belong_to_its_cell(small):
+    bench = CategoryBenchmark(small, *find_categories(small.data))
+    few, usual = (bench._cell(0, name, "unet").key for name in ("real[shots=1]", "real"))
+    assert few["few"] and "few" not in usual
 
 
 def test_an_adapted_base_belongs_to_its_steps(small, monkeypatch):

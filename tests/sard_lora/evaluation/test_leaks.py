@@ -35,6 +35,22 @@ def samples_with(tmp_path, mvtec):
     return make
 
 
+def test_what_a_manifest_excludes_is_held_back_unless_it_is_there_twice(mvtec, samples_with):
+    shutil.copy(mvtec / "train/good/000.png", mvtec / "train/good/twice.png")
+    names = [path.relative_to(mvtec).as_posix() for path in sorted(mvtec.glob("t*/*/*.png"))]
+    left_out = {"train/good/001.png", "train/good/twice.png"}
+    rows = [f"{name},{name},{'elsewhere' if name in left_out else ''}" for name in names]
+    (mvtec / "manifest.csv").write_text("\n".join(["path,group,exclude", *rows]))
+    category = open_category(mvtec)
+    split = few_shot_split(category)
+    by_name = {sample.image.relative_to(mvtec).as_posix(): sample for sample in category.samples}
+    refuse_leaks([by_name["train/good/000.png"]], category, split)
+    with pytest.raises(ValueError, match=r"held-back image .*001.png"):
+        refuse_leaks([by_name["train/good/001.png"]], category, split)
+    with pytest.raises(ValueError, match=r"made from the held-back normal image train/good/001.png"):
+        refuse_leaks(samples_with(normal="train/good/001.png"), category, split)
+
+
 @pytest.mark.parametrize(
     "record",
     [

@@ -47,6 +47,8 @@ def test_settings_have_the_types_of_the_command_line():
     [
         *("gan", "sard+", "sard+sard", "sard[colour=3]", "paste[critic=false]", "sard[seed=1]", "sard[samples=3]"),
         *("sard[steps=many]", "sard[critic=7]"),
+        *("sard[background=frozem]", "sard[in_place=2]", "sard[composite=x]", "sard[rank=0]", "sard[count=0]"),
+        *("paste[count=0]", "paste[shots=0]", "paste[decoys=-3]", "real[shots=0]"),
     ],
 )
 def test_unknown_methods_and_settings_are_named(name):

@@ -16,7 +16,11 @@ def note(folder: Path, name: str, seconds: float = 0.0) -> None:
 
 
 def fail() -> None:
-    raise ValueError("nine lives")
+    raise RuntimeError("nine lives")
+
+
+def refuse() -> None:
+    raise ValueError("'moo' is no number")
 
 
 def test_each_waits_for_those_before_it(tmp_path, capsys):
@@ -42,6 +46,11 @@ def test_a_failure_names_its_task_and_the_others_are_finished(tmp_path):
         run_tasks(tasks, 2, tmp_path / "logs")
     assert (tmp_path / "order").read_text().split()[0] == "dog"
     assert "nine lives" in "".join(path.read_text() for path in (tmp_path / "logs").glob("*.log"))
+
+
+def test_bad_input_is_an_error_that_the_command_line_explains(tmp_path):
+    with pytest.raises(ValueError, match="cow: 'moo' is no number"):
+        run_tasks([Task("cow", refuse, ())], 1, tmp_path / "logs")
 
 
 def test_what_waits_for_nothing_that_comes_is_refused(tmp_path):
