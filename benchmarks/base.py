@@ -230,7 +230,8 @@ def benchmark(config: BaseBenchmarkConfig) -> dict:
         if config.adapt_steps:
             folder = output / "adapted" / f"{root.name}-{config.adapt_steps}-{revision}"
             if not folder.exists():
-                adapt(AdaptConfig(root, folder, base=config.base, steps=config.adapt_steps, cpu=config.device == "cpu"))
+                cpu = config.device == "cpu"
+                adapt(AdaptConfig(root, folder, base=config.base, steps=config.adapt_steps, cpu=cpu, resume=True))
             history = json.loads((folder / bases.HISTORY).read_text())
             rows["adapted"] = {key: history[key] for key in ("steps", "minutes", "images")}
             adapted = load(str(folder), config.device)

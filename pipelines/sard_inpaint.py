@@ -631,9 +631,9 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
     ) -> tuple[torch.Tensor, list[float], list[bool] | None]:
         """What is added to the windows (B, 3, H, W), how visible it is, and the safety checker's verdict, if any."""
         decoded = self.decode_latents_to_images(latents)
-        checked, has_nsfw_concept = self.run_safety_checker(decoded / 2 + 0.5, decoded.device, latents.dtype)
+        decoded, has_nsfw_concept = self.run_safety_checker(decoded, decoded.device, latents.dtype)
         if has_nsfw_concept is not None:
-            decoded = torch.as_tensor(checked).to(decoded) * 2 - 1
+            decoded[torch.tensor(has_nsfw_concept)] = -1  # black, as in diffusers; the checker itself writes 0, a grey
         x, start = windows.x.float(), windows.start.float()
         round_trip = (windows.reconstructed - start).abs().mean((1, 2, 3), keepdim=True).clamp(min=1 / 255)
         change = decoded - windows.reconstructed
@@ -667,11 +667,10 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             check_base(self.unet, base["signature"], str(pretrained_model_name_or_path_or_dict), base["id"])
         before = set(self.get_list_adapters().get("unet", []))
         super().load_lora_weights(pretrained_model_name_or_path_or_dict, adapter_name=adapter_name, **kwargs)
-        if settings is not None:
-            if not hasattr(self, "_sard_settings"):
-                self._sard_settings = {}
-            for name in set(self.get_list_adapters().get("unet", [])) - before:
-                self._sard_settings[name] = settings["sampling"]
+        new = set(self.get_list_adapters().get("unet", [])) - before
+        # Names of adapters that were unloaded are given again: their settings must not stay behind.
+        kept = {name: own for name, own in getattr(self, "_sard_settings", {}).items() if name in before}
+        self._sard_settings = kept | (dict.fromkeys(new, settings["sampling"]) if settings is not None else {})
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """As in diffusers; the folder opens here and in plain diffusers, and carries this file as `pipeline.py`."""

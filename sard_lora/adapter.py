@@ -139,10 +139,21 @@ class Adapter:
     def pipeline(
         self, base: str | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> SardInpaintPipeline:
-        """The base with this adapter loaded. Raises ValueError, by name, for a base it was not trained on."""
-        path = bases.resolve(base or self.config.base.id)
-        pinned = None if base or Path(path).is_dir() else self.config.base.revision
-        pipe = SardInpaintPipeline.from_pretrained(path, revision=pinned, dtype=dtype).to(device)
+        """The base with this adapter loaded, and without a safety checker: its false alarms would be black defects.
+
+        Raises ValueError, by name, for a base it was not trained on, and where that is a folder which is not here.
+        """
+        own = self.config.base
+        was_folder = own.id not in bases.BASES and bases.hub_id(own.id, own.revision) is None
+        if not base and was_folder and not Path(own.id).expanduser().is_dir():
+            raise ValueError(
+                f"{self.folder}: was trained on the base {own.id}, a folder that is not here. Give it with --base"
+            )
+        path = bases.resolve(base or own.id)
+        pinned = None if base or Path(path).is_dir() else own.revision
+        pipe = SardInpaintPipeline.from_pretrained(
+            path, revision=pinned, dtype=dtype, safety_checker=None, requires_safety_checker=False
+        ).to(device)
         pipe.load_lora_weights(str(self.folder), weight_name=LORA_FILE)
         pipe.set_progress_bar_config(disable=True)
         return pipe

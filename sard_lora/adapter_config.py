@@ -110,20 +110,20 @@ class AdapterConfig:
             raise ValueError(
                 f"{folder}: not an adapter folder ({SETTINGS_FILE} is missing). Train one: sard-lora train"
             )
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("format_version", 0) > FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: format {content['format_version']} is newer than this sard-lora reads: upgrade it"
-            )
         try:
-            content["base"] = BaseReference(**content["base"])
-            content["sampling"].pop("moved_margins", None)  # adapters had these before labels had fringes
-            content["sampling"] = SamplingSettings(**content["sampling"])
-            config = cls(**content)
-        except (KeyError, TypeError, ValueError) as error:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            format_version = content.get("format_version", 0)
+            if format_version <= FORMAT_VERSION:
+                content["base"] = BaseReference(**content["base"])
+                content["sampling"].pop("moved_margins", None)  # adapters had these before labels had fringes
+                content["sampling"] = SamplingSettings(**content["sampling"])
+                config = cls(**content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: is no adapter's settings ({error}). Get the adapter again, or train it"
             ) from error
+        if format_version > FORMAT_VERSION:
+            raise ValueError(f"{path}: format {format_version} is newer than this sard-lora reads: upgrade it")
         # They become names of folders, and an adapter may come from a stranger.
         for name in (config.category, *config.defects):
             if not is_plain_name(name):

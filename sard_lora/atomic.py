@@ -22,6 +22,17 @@ def make_folder(path: Path | str) -> Path:
         ) from error
 
 
+def is_occupied(path: Path) -> bool:
+    """Whether something is at `path` that a new folder there would replace; an empty folder is nothing."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def require_replaceable(path: Path, marker: str, kind: str) -> None:
+    """Raise ValueError unless nothing is at `path`, or a folder of this `kind`, which the file `marker` in it tells."""
+    if is_occupied(path) and not (path / marker).is_file():
+        raise ValueError(f"{path}: is not {kind}, so it is not overwritten. Choose another folder")
+
+
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same folder; it becomes `path` only when the block ends without an error.
@@ -40,7 +51,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `path` only when the block ends without an error."""
+    """Yield a temporary folder that replaces `path`, whatever it is, only when the block ends without an error."""
     path = Path(path)
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -51,7 +62,13 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent)) / path.name
             os.replace(path, old)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old is not None:
+                os.replace(old, path)
+                old.parent.rmdir()
+            raise
         if old is not None:
             shutil.rmtree(old.parent)
     finally:

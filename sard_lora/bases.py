@@ -27,16 +27,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class Base:
     """What tells one base from another."""
 
-    name: str
-    """As the user named it: a short name, a Hub id or a folder."""
     path: str
     """Folder or Hub id, for `from_pretrained`."""
-    in_channels: int
-    """9 for inpainting UNets, 4 for plain ones."""
     resolution: int
     """Side in pixels that the base was trained for."""
-    prediction_type: str
-    """"epsilon" or "v_prediction"."""
     revision: str
     """Commit on the Hub, or a fingerprint of the UNet's weights in a folder."""
     adapted_from: str | None = None
@@ -90,7 +84,6 @@ def describe(name_or_path: str | Path, revision: str | None = None) -> Base:
     path = resolve(name_or_path)
     unet, commit = _read(path, "unet/config.json", revision)
     vae, _ = _read(path, "vae/config.json", revision)
-    scheduler, _ = _read(path, "scheduler/scheduler_config.json", revision)
     in_channels = unet.get("in_channels")
     if in_channels not in (4, 9):
         raise ValueError(
@@ -98,11 +91,8 @@ def describe(name_or_path: str | Path, revision: str | None = None) -> Base:
             f"Inpainting bases: {', '.join(BASES)}."
         )
     return Base(
-        name=str(name_or_path),
         path=path,
-        in_channels=in_channels,
         resolution=unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1),
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
         revision=commit or fingerprint(path),
         adapted_from=_adapted_from(Path(path)),
     )

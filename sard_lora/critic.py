@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -103,8 +103,11 @@ class MaskGuidedCritic(nn.Module):
     @classmethod
     def load(cls, path: Path | str) -> "MaskGuidedCritic":
         """The critic of an adapter folder, ready to score. Raises ValueError for a file that holds no critic."""
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged ({error}). Get the adapter again, or train it") from error
         if "config" not in metadata:
             raise ValueError(f"{path}: not a sard-lora critic (its header has no config)")
         critic = cls(CriticConfig(**json.loads(metadata["config"])))

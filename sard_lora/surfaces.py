@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from sard_lora.atomic import atomic_folder
+from sard_lora.atomic import atomic_folder, is_occupied
 from sard_lora.defects import add_defect
 from sard_lora.textures import (
     Field,
@@ -166,9 +166,11 @@ def write_category(
     Masks are 8-bit {0, 255}. A picture depends on the seed and its own number only, not on how many there are.
 
     Raises:
-        ValueError: an unknown product, or a count below 1.
+        ValueError: an unknown product, a count below 1, or a `root` that holds something already.
     """
-    kind = _product(product)
+    kind, root = _product(product), Path(root)
+    if is_occupied(root):
+        raise ValueError(f"{root}: is not empty, and nothing is overwritten. Choose another folder")
     test_normals = max(1, normals // 4) if test_normals is None else test_normals
     counts = {"normals": normals, "anomalies_per_defect": anomalies_per_defect, "test_normals": test_normals}
     for what, count in counts.items():
@@ -192,4 +194,4 @@ def write_category(
                 picture, mask = draw_anomaly(product, defect, generator(defect, n), size)
                 Image.fromarray(picture).save(images / f"{n:03d}.png")
                 Image.fromarray(mask.astype(np.uint8) * 255).save(masks / f"{n:03d}_mask.png")
-    return Path(root)
+    return root

@@ -19,7 +19,7 @@ from peft import LoraConfig
 
 from sard_lora import bases
 from sard_lora.adapter_config import product_name
-from sard_lora.atomic import atomic_folder, make_folder
+from sard_lora.atomic import atomic_folder, make_folder, require_replaceable
 from sard_lora.caching import Kept
 from sard_lora.data import fingerprint, normal_images
 from sard_lora.images import load_image
@@ -100,7 +100,7 @@ class AdaptConfig:
     resume: bool = False
     """Go on from the newest checkpoint in OUTPUT.training."""
     overwrite: bool = False
-    """Replace OUTPUT when it exists."""
+    """Replace an adapted base at OUTPUT, and what a run that was stopped left in OUTPUT.training."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "rank", "min_side", "pool", "fresh", "checkpoint_every"):
@@ -117,24 +117,25 @@ def adapt(config: AdaptConfig) -> Path:
     """Write the adapted base, a pipeline folder that `--base` and plain diffusers take; returns its path.
 
     Raises ValueError naming what is wrong with the data, the base or the settings before the first step, and
-    FloatingPointError with the folder of the last checkpoint when the loss is no longer finite.
+    FloatingPointError with the last checkpoint when the loss is no longer finite.
     """
     if config.output.exists() and not config.overwrite:
         raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite true")
+    require_replaceable(config.output, bases.HISTORY, "a base that `sard-lora base adapt` wrote")
     normals = normal_images(config.data, config.category)
     base = bases.describe(config.base, config.revision)
     device = torch.device("cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
     work = make_folder(config.output.with_name(config.output.name + ".training"))
-    begin(work, _settings(config), LOG, config.resume)
-    if not config.resume:
-        shutil.rmtree(work / "decoder", ignore_errors=True)
+    bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and bf16_is_fast(device))
 
     pipe = StableDiffusionInpaintPipeline.from_pretrained(base.path, revision=config.revision, dtype=torch.float32)
     pipe.to(device)
-    lora = _choose_weights(pipe, config)
+    begin(work, _settings(config), LOG, config.resume, config.overwrite)
+    if not config.resume:
+        shutil.rmtree(work / "decoder", ignore_errors=True)
+    lora = _choose_weights(pipe, config, bf16)
     product = config.product or product_name(config.category or config.data.resolve().name)
     windows = WindowsOfNormals(normals, product, base.resolution, config)
-    bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and bf16_is_fast(device))
     rate = config.learning_rate or (1e-4 if lora else 7e-4)
     loss = _loss(pipe, windows, config)
     train(work, pipe.unet, loss, config.steps, rate, bf16, config.checkpoint_every, warmup=min(50, config.steps))
@@ -167,15 +168,18 @@ def adapt(config: AdaptConfig) -> Path:
     return config.output
 
 
-def _choose_weights(pipe: StableDiffusionInpaintPipeline, config: AdaptConfig) -> bool:
-    """Let the whole UNet train, or a new LoRA on it, and nothing else; answers whether it is a LoRA."""
+def _choose_weights(pipe: StableDiffusionInpaintPipeline, config: AdaptConfig, bf16: bool) -> bool:
+    """Let the whole UNet train, or a new LoRA on it, and nothing else; answers whether it is a LoRA.
+
+    On a GPU the frozen weights around a LoRA are in bf16 where training is.
+    """
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.requires_grad_(False)
     parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
     lora = config.method == "lora" or (config.method == "auto" and parameters > SMALL)
     if lora:
         torch.manual_seed(config.seed)
-        if pipe.device.type == "cuda":
+        if bf16 and pipe.device.type == "cuda":
             pipe.to(dtype=torch.bfloat16)
         pipe.unet.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=list(TARGETS)))
         cast_training_params(pipe.unet, torch.float32)

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import is_tensorboard_available
 from tqdm import tqdm
 
 from sard_lora.adapter import Adapter, save_adapter
-from sard_lora.atomic import make_folder
+from sard_lora.adapter_config import SETTINGS_FILE
+from sard_lora.atomic import make_folder, require_replaceable
 from sard_lora.config import parse
 from sard_lora.data import few_shot_split, fingerprint, open_category
 from sard_lora.precision import bf16_is_fast
@@ -28,15 +30,20 @@ LOG = "log.jsonl"
 
 
 def train_adapter(config: AdapterTrainConfig) -> Adapter:
-    """Train an adapter; returns it, opened from its folder.
+    """Train an adapter and print where it is; returns it, opened from its folder.
 
     Raises ValueError naming what is wrong with the data, the base or the settings before the first step, and
     FloatingPointError with the last good checkpoint when a loss is no longer finite.
     """
     if config.output.exists() and not config.overwrite:
-        if config.resume:
-            return _finished(config)
-        raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite")
+        if not config.resume:
+            raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite")
+        adapter = _finished(config)
+        print(f"adapter: {config.output}, trained before")
+        return adapter
+    require_replaceable(config.output, SETTINGS_FILE, "an adapter")
+    if config.tensorboard and not is_tensorboard_available():
+        raise ValueError("tensorboard=True: the package is missing. Install it: pip install 'sard-lora[tracking]'")
     make_folder(config.output.parent)
     work = make_folder(config.output.with_name(config.output.name + ".training"))
     device = torch.device("cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
@@ -48,9 +55,18 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
         project_dir=str(work),
         cpu=config.cpu,
     )
+    try:
+        _train(config, accelerator, work)
+    finally:
+        AcceleratorState._reset_state()  # it would forbid the next run in this process another precision
+    return Adapter.load(config.output)
+
+
+def _train(config: AdapterTrainConfig, accelerator: Accelerator, work: Path) -> None:
+    """Train from the newest checkpoint in `work` on, and write the adapter."""
     trainer = AdapterTrainer(config, accelerator)
     if accelerator.is_main_process:
-        begin(work, _settings(config), LOG, config.resume)
+        begin(work, _settings(config), LOG, config.resume, config.overwrite)
     accelerator.wait_for_everyone()
     start, seconds_before = _restore(trainer, work)
     if config.tensorboard:
@@ -92,15 +108,15 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
             work / "samples" / f"{config.steps:06d}.png",
         )
     accelerator.wait_for_everyone()
+    accelerator.print(f"adapter: {config.output}")
     accelerator.end_training()
-    AcceleratorState._reset_state()  # it would forbid the next run in this process another precision
-    return Adapter.load(config.output)
 
 
 def _finished(config: AdapterTrainConfig) -> Adapter:
     """The adapter that is there already; ValueError where other settings or other images made it."""
     adapter = Adapter.load(config.output)
-    there, wanted = adapter.config.training, json.loads(json.dumps(_settings(config), default=str))
+    settings = _settings(config) | {"learning_rate": config.learning_rate}
+    there, wanted = adapter.config.training, json.loads(json.dumps(settings, default=str))
     different = sorted(name for name in wanted.keys() & there.keys() - {"data"} if there[name] != wanted[name])
     split = few_shot_split(open_category(config.data, config.category), config.shots, config.draw)
     if adapter.config.data["fingerprint"] != fingerprint([*split.train, *split.normals]):
@@ -126,6 +142,7 @@ def _restore(trainer: AdapterTrainer, work: Path) -> tuple[int, float]:
 def _settings(config: AdapterTrainConfig) -> dict[str, Any]:
     """What a resumed run has to share with the one that was stopped."""
     free = ("resume", "overwrite", "output", "sample_every", "samples", "checkpoint_every", "tensorboard", "cpu")
+    free += ("learning_rate",)  # lowering it is the way on from a loss that is no longer finite
     return {name: value for name, value in asdict(config).items() if name not in free}
 
 
@@ -135,15 +152,14 @@ def _stop_if_not_finite(losses: dict[str, float], step: int, work: Path) -> None
         kept = checkpoints(work)
         way_out = f"The last good checkpoint is {kept[-1]}" if kept else "No checkpoint was written yet"
         raise FloatingPointError(
-            f"step {step + 1}: the loss is not finite ({', '.join(bad)}). {way_out}. Lower --learning_rate and go on "
-            "with --resume true, or train in fp32 (--mixed_precision no)."
+            f"step {step + 1}: the loss is not finite ({', '.join(bad)}). {way_out}. Go on with --resume true and a "
+            "lower --learning_rate, or begin anew in fp32: --mixed_precision no --overwrite true."
         )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `python -m sard_lora.train.adapter` and of `accelerate launch`."""
-    adapter = train_adapter(parse(AdapterTrainConfig, "sard-lora train", "Train an adapter on a few defects.", argv))
-    print(f"adapter: {adapter.folder}")
+    train_adapter(parse(AdapterTrainConfig, "sard-lora train", "Train an adapter on a few defects.", argv))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from sard_lora.atomic import require_replaceable
 from sard_lora.config import parse
 from sard_lora.train.checkpoint import checkpoints
 from sard_lora.train.corpus import Pool, all_captions, draw_crop, draw_picture, draw_window
 from sard_lora.train.inpainting import Batches, inpainting_loss, to_tensor
 from sard_lora.train.loop import load_average, train
 from sard_lora.train.tiny import (
+    KIND,
     RESOLUTION,
     TRAINING_FILE,
     Run,
@@ -244,6 +246,7 @@ def _runs(config: BaseConfig) -> dict[str, Run]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stages that the command line asks for."""
     config = parse(BaseConfig, "python -m sard_lora.train.base", __doc__, argv)
+    require_replaceable(config.export, TRAINING_FILE, KIND)
     torch.set_num_threads(config.threads)
     if config.stage in ("all", "vae"):
         train_vae(config)

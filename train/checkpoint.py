@@ -78,23 +78,32 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def begin(folder: Path, settings: Mapping[str, Any], log: str, resume: bool) -> None:
-    """Make `folder` ready for a run: emptied of an older one, or, to resume, as its newest checkpoint left it.
+def begin(folder: Path, settings: Mapping[str, Any], log: str, resume: bool, overwrite: bool) -> None:
+    """Make `folder` ready for a run: to resume, as its newest checkpoint left it; to overwrite, emptied of it.
 
     The log keeps one line for every step that the checkpoint has done.
 
     Raises:
-        ValueError: the run to resume was begun with other settings; the message names them.
+        ValueError: a run is there that is neither to be resumed nor overwritten, or the one to resume was begun with
+            other settings; the message names them.
     """
     wanted = json.loads(json.dumps(settings, default=str))
     found = checkpoints(folder)
     if resume and found:
         there = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if different := sorted(name for name, value in wanted.items() if there.get(name) != value):
-            raise ValueError(f"{folder}: was begun with another {', '.join(different)}. Use the same, or drop --resume")
+            raise ValueError(
+                f"{folder}: was begun with another {', '.join(different)}. Use the same, or begin anew with "
+                "--overwrite true in place of --resume"
+            )
         lines = (folder / log).read_text(encoding="utf-8").splitlines(keepends=True)
         write_text(folder / log, "".join(lines[: _step(found[-1])]))
         return
+    if found and not overwrite:
+        raise ValueError(
+            f"{folder}: holds an earlier run up to step {_step(found[-1])}. Pass --resume true to go on, or "
+            "--overwrite true to begin anew"
+        )
     for old in found:
         shutil.rmtree(old)
     write_text(folder / log, "")

@@ -70,7 +70,7 @@ class AdapterTrainConfig:
     targets: tuple[str, ...] = ATTENTION_TARGETS + RESNET_TARGETS
     """Layers of the UNet that get a LoRA: attention and resnet convolutions."""
     resolution: int | None = None
-    """Pixels of a training window; default: the base's."""
+    """Pixels of a training window, a multiple of 8; default: the base's."""
     context_range: tuple[float, float] = (1.6, 3.5)
     """Window side over the longer side of the defect, drawn from this range."""
     min_side: int = 64
@@ -139,9 +139,9 @@ class AdapterTrainConfig:
     tensorboard: bool = False
     """Also log to tensorboard (needs the extra `tracking`)."""
     resume: bool = False
-    """Go on from the newest checkpoint of the same output."""
+    """Go on from the newest checkpoint of the same output; only the learning rate may be another one."""
     overwrite: bool = False
-    """Replace an adapter that is there already."""
+    """Replace an adapter at OUTPUT, and what a run that was stopped left in OUTPUT.training."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -156,6 +156,13 @@ class AdapterTrainConfig:
         for name in (*positive, "samples", "checkpoint_every", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+        if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):
+            raise ValueError(f"resolution={self.resolution} is not a multiple of 8")
+        if self.margin is not None and self.margin < 0:
+            raise ValueError(f"margin={self.margin} has to be at least 0")
+        low, high = self.context_range
+        if not 0 < low <= high:
+            raise ValueError(f"context_range={self.context_range} has to begin above 0 and must not fall")
         if not 0 <= self.normal_share < 1:
             raise ValueError(f"normal_share={self.normal_share} has to lie in [0, 1)")
         if round(self.batch_size * self.normal_share) == self.batch_size:
@@ -178,7 +185,11 @@ class AdapterTrainer:
         self.base = bases.describe(config.base, config.revision)
         bf16 = accelerator.mixed_precision == "bf16" and self.device.type == "cuda"  # frozen weights in training's own
         self.pipe = SardInpaintPipeline.from_pretrained(
-            bases.resolve(config.base), revision=config.revision, dtype=torch.bfloat16 if bf16 else torch.float32
+            self.base.path,
+            revision=config.revision,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            safety_checker=None,
+            requires_safety_checker=False,
         ).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         unet, scheduler = self.pipe.unet, self.pipe.scheduler

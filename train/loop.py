@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sard_lora.atomic import make_folder
-from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
+from sard_lora.train.checkpoint import checkpoints, load_optimizer_tensors, load_state, optimizer_tensors, save_state
 
 
 def train(
@@ -30,7 +30,7 @@ def train(
     weights' moving average is in the checkpoints: `load_average`.
 
     Raises:
-        FloatingPointError: the loss is no longer finite; the message names the folder of the last checkpoint.
+        FloatingPointError: the loss is no longer finite; the message names the last checkpoint, if there is one.
     """
     make_folder(folder)
     parameters = _trained(model)
@@ -55,9 +55,9 @@ def train(
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             loss = loss_of(model, step)
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{folder.name}: the loss is {loss.item()} at step {step}; the last checkpoint is in {folder}"
-            )
+            kept = checkpoints(folder)
+            last = f"the last checkpoint is {kept[-1].name}" if kept else "no checkpoint was written yet"
+            raise FloatingPointError(f"{folder}: the loss is {loss.item()} at step {step}; {last}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sard_lora.atomic import atomic_folder
+from sard_lora.atomic import atomic_folder, require_replaceable
 from sard_lora.bases import save_half
 
 RESOLUTION = 256
@@ -21,6 +21,8 @@ WIDTH = 128
 """Width of the text encoder, and so of the UNet's cross-attention."""
 TRAINING_FILE = "training.json"
 """Beside the weights: how long each part was trained."""
+KIND = "a base that train/base.py wrote"
+"""What a folder with that file is; nothing else is replaced."""
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -146,8 +148,10 @@ def save_pipeline(
 ) -> Path:
     """Write an inpainting pipeline in fp16 safetensors with its card (`README.md`), whole or not at all.
 
-    `runs` tells how long the parts "vae" and "unet" were trained on `machine`.
+    `runs` tells how long the parts "vae" and "unet" were trained on `machine`. Raises ValueError where `folder` holds
+    anything but an earlier base of this kind.
     """
+    require_replaceable(folder, TRAINING_FILE, KIND)
     pipeline = StableDiffusionInpaintPipeline(
         vae=vae,
         text_encoder=text_encoder,

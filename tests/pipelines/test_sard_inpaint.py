@@ -1,5 +1,8 @@
 """SardInpaintPipeline: what it promises about pixels, inputs, schedulers, and its place in diffusers."""
 
+import shutil
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, StableDiff
 from PIL import Image
 from tiny_base import write_tiny_base
 
+from sard_lora.adapter_config import LORA_FILE
 from sard_lora.pipelines import sard_inpaint
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline, defect_gate
 
@@ -311,3 +315,38 @@ def test_the_gate_opens_between_the_noise_and_twice_the_noise():
     difference = torch.tensor([0.0, 0.1, 0.15, 0.2, 0.5]).view(5, 1, 1, 1).expand(5, 3, 8, 8)
     gate = defect_gate(difference, torch.full((5, 1, 1, 1), 0.1))
     assert torch.allclose(gate.mean((1, 2, 3)), torch.tensor([0, 0, 0.5, 1, 1]), atol=1e-5)
+
+
+def test_settings_go_with_the_adapter_that_brought_them(pipe, adapter, tmp_path):
+    pipe.load_lora_weights(str(adapter.folder), weight_name=LORA_FILE)
+    assert pipe._adapter_settings()["min_side"] == 16
+    pipe.unload_lora_weights()
+    (tmp_path / "plain").mkdir()
+    shutil.copyfile(adapter.folder / LORA_FILE, tmp_path / "plain" / LORA_FILE)
+    pipe.load_lora_weights(str(tmp_path / "plain"), weight_name=LORA_FILE)
+    assert pipe._adapter_settings() == {}, "another LoRA under the same name"
+
+
+def test_a_safety_checker_sees_the_pictures_and_blackens_those_it_takes_offence_at(pipe):
+    images, masks = [picture(64, 64, 1), picture(64, 64, 2)], [scratch(64, 64, 20)] * 2
+    options = dict(image=images, mask_image=masks, composite="pixels", feather_width=1, num_inference_steps=2)
+    unchecked = pipe("a crack", generator=seeded(), **options)
+    seen = []
+
+    def extract(pictures, return_tensors):
+        seen.extend(pictures)
+        features = torch.zeros(len(pictures), 1)
+        return SimpleNamespace(to=lambda _: SimpleNamespace(pixel_values=features))
+
+    def check(images, clip_input):
+        images[0] = torch.zeros_like(images[0])  # as diffusers' own does
+        return images, [True, False]
+
+    pipe.feature_extractor, pipe.safety_checker = extract, check
+    checked = pipe("a crack", generator=seeded(), **options)
+    with torch.no_grad():
+        expected = pipe.image_processor.postprocess(pipe.decode_latents_to_images(checked.latents), "pil")
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(seen, expected, strict=True))
+    assert checked.nsfw_content_detected == [True, False]
+    assert not np.asarray(checked.images[0])[np.asarray(masks[0])].any()
+    assert not changed(checked.images[1], unchecked.images[1]).any()

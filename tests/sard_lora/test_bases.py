@@ -15,7 +15,6 @@ def folder(tmp_path):
         "model_index.json": {},
         "unet/config.json": {"in_channels": 9, "sample_size": 64},
         "vae/config.json": {"block_out_channels": [1, 2, 3, 4]},
-        "scheduler/scheduler_config.json": {"prediction_type": "v_prediction"},
     }
     for name, config in configs.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -28,9 +27,7 @@ def test_embedded_base_is_found_and_described():
     path = bases.resolve("sard-tiny")
     assert (Path(path) / "model_index.json").is_file()
     base = bases.describe("sard-tiny")
-    assert (base.in_channels, base.resolution, base.prediction_type) == (9, 256, "v_prediction")
-    assert base.name == "sard-tiny"
-    assert base.revision == bases.fingerprint(path)
+    assert (base.path, base.resolution, base.revision) == (path, 256, bases.fingerprint(path))
 
 
 def test_embedded_base_is_small_and_only_safetensors():
@@ -69,7 +66,7 @@ def test_folder_that_is_no_pipeline_is_named(tmp_path):
 
 def test_folder_is_described(folder):
     base = bases.describe(folder)
-    assert (base.in_channels, base.resolution, base.prediction_type) == (9, 512, "v_prediction")
+    assert (base.path, base.resolution, base.adapted_from) == (str(folder), 512, None)
 
 
 def test_other_weights_other_fingerprint(folder):
@@ -96,7 +93,7 @@ def test_hub_revision_is_the_commit(folder, monkeypatch, tmp_path):
     snapshot.symlink_to(folder, target_is_directory=True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, file, revision: str(snapshot / file))
     base = bases.describe("someone/base")
-    assert (base.path, base.revision, base.in_channels) == ("someone/base", "0123abc", 9)
+    assert (base.path, base.revision, base.resolution) == ("someone/base", "0123abc", 512)
 
 
 def test_unreachable_hub_says_what_to_do(monkeypatch):

@@ -129,3 +129,12 @@ def test_save_and_load_give_the_same_scores(tmp_path):
     loaded = MaskGuidedCritic.load(tmp_path / "critic.safetensors")
     z, m = torch.randn(3, 4, 8, 8), spot(2, 2, 3)
     assert rank_score(critic, z, m, ALPHAS, "renoised", 8).equal(rank_score(loaded, z, m, ALPHAS, "renoised", 8))
+
+
+@pytest.mark.parametrize("length", [0, 100, -1])
+def test_a_damaged_file_is_named(tmp_path, length):
+    path = tmp_path / "critic.safetensors"
+    MaskGuidedCritic(CriticConfig(channels=8)).save(path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=rf"{path}: damaged .*Get the adapter again, or train it"):
+        MaskGuidedCritic.load(path)

@@ -133,3 +133,10 @@ def test_unknown_product_and_counts_are_refused(tmp_path):
     with pytest.raises(ValueError, match="normals=0"):
         write_category("washer", tmp_path, normals=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=rf"{tmp_path}: is not empty.*another folder"):
+        write_category("washer", tmp_path, normals=1, anomalies_per_defect=1, size=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,6 +1,7 @@
 """A base continued on normal images: a base again, another one than before, and known as such to its adapters."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny_base import write_tiny_base
 
 from sard_lora.adapter import Adapter
 from sard_lora.cli import main
-from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, adapt
+from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, _choose_weights, adapt
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 
@@ -75,6 +76,8 @@ def test_killed_and_resumed_is_the_same_to_the_bit(mvtec, tiny_base, tmp_path, m
         adapt(config)
     assert not config.output.exists()
     monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"killed\.training: holds an earlier run up to step 2"):
+        adapt(config)
     with pytest.raises(ValueError, match="another batch_size"):
         adapt(settings(mvtec, tiny_base, config.output, steps=4, batch_size=3, resume=True))
     resumed = adapt(settings(mvtec, tiny_base, config.output, steps=4, checkpoint_every=2, resume=True))
@@ -86,6 +89,24 @@ def test_overwriting_trains_the_decoder_anew(mvtec, tiny_base, tmp_path, capsys)
     for changes in ({}, {"overwrite": True}):
         adapt(settings(mvtec, tiny_base, tmp_path / "adapted", **changes))
     assert "resumed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["a data set", "somebody's base"])
+def test_only_an_adapted_base_is_overwritten(mvtec, tiny_base, tmp_path, what):
+    output = shutil.copytree(mvtec if what == "a data set" else tiny_base, tmp_path / "there")
+    with pytest.raises(ValueError, match=rf"{output}: is not a base that `sard-lora base adapt` wrote"):
+        adapt(settings(mvtec, tiny_base, output, overwrite=True))
+    assert any(output.iterdir()) and not output.with_name("there.training").exists()
+
+
+def test_around_a_lora_weights_are_halved_only_where_training_is(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(StableDiffusionInpaintPipeline, "device", property(lambda _: torch.device("cuda")))
+    config = settings(tmp_path, tiny_base, tmp_path / "out", method="lora")
+    for bf16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        pipe = StableDiffusionInpaintPipeline.from_pretrained(tiny_base, dtype=torch.float32)
+        assert _choose_weights(pipe, config, bf16)
+        assert {part.dtype for part in pipe.vae.parameters()} == {dtype}
+        assert {part.dtype for part in pipe.unet.parameters() if part.requires_grad} == {torch.float32}
 
 
 def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):

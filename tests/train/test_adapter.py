@@ -160,9 +160,30 @@ def test_nan_stops_the_run_and_names_the_last_good_checkpoint(mvtec, tiny_base, 
         AdapterTrainer, "step", lambda self, k: step(self, k) | ({"denoising": math.nan} if k == 2 else {})
     )
     settings = config(mvtec, tiny_base, tmp_path / "a", checkpoint_every=1)
-    with pytest.raises(FloatingPointError, match=r"step 3: .*a\.training/checkpoint-000002"):
+    with pytest.raises(FloatingPointError, match=r"step 3: .*a\.training/checkpoint-000002.*resume true and a lower"):
         train_adapter(settings)
     assert not settings.output.exists()
+
+    rates = []
+
+    def watched(self, k):
+        losses = step(self, k)
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return losses
+
+    monkeypatch.setattr(AdapterTrainer, "step", watched)
+    slower = replace(settings, resume=True, learning_rate=1e-6)
+    assert train_adapter(slower).config.training["learning_rate"] == 1e-6
+    assert len(rates) == 1 and 0 < rates[0] < 1e-6, "it went on from the second step, at the new rate"
+    with pytest.raises(ValueError, match="was trained with another learning_rate"):
+        train_adapter(replace(settings, resume=True))
+    other_precision = replace(settings, overwrite=True, mixed_precision="bf16")
+    with monkeypatch.context() as broken:
+        broken.setattr(AdapterTrainer, "step", lambda self, k: {"denoising": math.nan})
+        with pytest.raises(FloatingPointError, match="begin anew in fp32: --mixed_precision no --overwrite true"):
+            train_adapter(other_precision)
+    train_adapter(replace(settings, overwrite=True))
+    assert len(rates) == 1 + settings.steps, "a run that failed forbids no other precision"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +198,10 @@ def test_nan_stops_the_run_and_names_the_last_good_checkpoint(mvtec, tiny_base, 
         ({"steps": 0}, "steps=0 has to be at least 1"),
         ({"normal_share": 1.0}, "normal_share=1.0"),
         ({"normal_share": 0.95, "batch_size": 8}, "leaves no window with a defect"),
+        ({"resolution": 100}, "resolution=100 is not a multiple of 8"),
+        ({"resolution": 0}, "resolution=0 is not a multiple of 8"),
+        ({"margin": -1}, "margin=-1 has to be at least 0"),
+        ({"context_range": (3.5, 1.6)}, r"context_range=\(3.5, 1.6\) has to begin above 0 and must not fall"),
     ],
 )
 def test_bad_settings_are_named(mvtec, tiny_base, tmp_path, changes, message):
@@ -194,6 +219,29 @@ def test_existing_and_unwritable_outputs_are_refused_before_training(mvtec, tiny
         train_adapter(config(mvtec, tiny_base, tmp_path / "file" / "adapter"))
 
 
+def test_only_an_adapter_is_overwritten(mvtec, tiny_base, tmp_path, capsys):
+    def contents(folder):
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    adapter = train_adapter(config(mvtec, tiny_base, tmp_path / "adapters/plate", steps=1))
+    assert f"adapter: {adapter.folder}\n" in capsys.readouterr().out
+    for taken in (tmp_path / "adapters", mvtec):
+        before = contents(taken)
+        with pytest.raises(ValueError, match=rf"{taken}: is not an adapter, so it is not overwritten"):
+            train_adapter(config(mvtec, tiny_base, taken, overwrite=True))
+        assert contents(taken) == before and not taken.with_name(f"{taken.name}.training").exists()
+    again = train_adapter(config(mvtec, tiny_base, adapter.folder, steps=2, overwrite=True))
+    assert again.config.training["steps"] == 2
+    train_adapter(config(mvtec, tiny_base, adapter.folder, steps=2, resume=True))
+    assert f"adapter: {adapter.folder}, trained before\n" in capsys.readouterr().out
+
+
+def test_tensorboard_that_is_not_there_is_asked_for(mvtec, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr("sard_lora.train.adapter.is_tensorboard_available", lambda: False)
+    with pytest.raises(ValueError, match=r"tensorboard=True: .*sard-lora\[tracking\]"):
+        train_adapter(config(mvtec, tiny_base, tmp_path / "a", tensorboard=True))
+
+
 def test_resuming_with_other_settings_is_refused(mvtec, tiny_base, tmp_path, monkeypatch):
     settings = config(mvtec, tiny_base, tmp_path / "a", steps=4, checkpoint_every=1)
     step = AdapterTrainer.step
@@ -207,6 +255,8 @@ def test_resuming_with_other_settings_is_refused(mvtec, tiny_base, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         train_adapter(settings)
     monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"a\.training: holds an earlier run up to step 2\. Pass --resume true"):
+        train_adapter(settings)
     with pytest.raises(ValueError, match=r"a\.training: was begun with another rank, seed"):
         train_adapter(replace(settings, resume=True, seed=5, rank=8))
     assert train_adapter(replace(settings, resume=True)).config.training["steps"] == 4

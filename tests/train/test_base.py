@@ -79,6 +79,16 @@ def test_export_without_training_names_the_stage(tmp_path):
         base.export(_config(tmp_path))
 
 
+def test_only_an_earlier_base_is_replaced(trained, tmp_path):
+    assert base.export(_config(trained)).is_dir()
+    (tmp_path / "photo.png").write_text("mine")
+    with pytest.raises(ValueError, match=rf"{tmp_path}: is not a base that train/base.py wrote"):
+        base.export(_config(trained, export=tmp_path))
+    with pytest.raises(ValueError, match=rf"{tmp_path}: is not a base that train/base.py wrote"):
+        base.main(["--output", str(tmp_path / "runs"), "--export", str(tmp_path), "--threads", "1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"], "nothing was trained before"
+
+
 @pytest.mark.parametrize(("name", "value"), [("stage", "gan"), ("precision", "fp8"), ("pool", 0)])
 def test_bad_settings_are_named(tmp_path, name, value):
     with pytest.raises(ValueError, match=rf"{name}="):

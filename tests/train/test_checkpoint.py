@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from sard_lora.train.checkpoint import (
+    begin,
     checkpoints,
     load_optimizer_tensors,
     load_state,
@@ -86,6 +87,19 @@ def test_damaged_checkpoint_is_named(tmp_path):
     (path / "state.safetensors").write_bytes((path / "state.safetensors").read_bytes()[:50])
     with pytest.raises(ValueError, match=r"checkpoint-000004.*Delete"):
         load_state(tmp_path)
+
+
+def test_an_earlier_run_goes_only_where_that_was_asked_for(tmp_path):
+    begin(tmp_path, {"rank": 4}, "log.jsonl", resume=False, overwrite=False)
+    save_state(tmp_path, 40, {"x": torch.ones(1)})
+    with pytest.raises(ValueError, match=rf"{tmp_path}: holds .* up to step 40.*--resume true.*--overwrite true"):
+        begin(tmp_path, {"rank": 4}, "log.jsonl", resume=False, overwrite=False)
+    with pytest.raises(ValueError, match=r"begun with another rank.*--overwrite true"):
+        begin(tmp_path, {"rank": 8}, "log.jsonl", resume=True, overwrite=False)
+    begin(tmp_path, {"rank": 4}, "log.jsonl", resume=True, overwrite=False)
+    assert load_state(tmp_path)[0] == 40
+    begin(tmp_path, {"rank": 8}, "log.jsonl", resume=False, overwrite=True)
+    assert not checkpoints(tmp_path)
 
 
 def test_shared_tensors_can_be_saved(tmp_path):

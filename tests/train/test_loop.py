@@ -37,8 +37,12 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     def loss(model, step):
         return model.weight.sum() * float("nan")
 
-    with pytest.raises(FloatingPointError, match=r"nan at step 0.*toy"):
-        train(tmp_path / "toy", nn.Linear(1, 1), loss, steps=3, learning_rate=0.1, bf16=False, checkpoint_every=2)
+    settings = dict(learning_rate=0.1, bf16=False, checkpoint_every=2)
+    with pytest.raises(FloatingPointError, match=r"toy: the loss is nan at step 0; no checkpoint was written yet"):
+        train(tmp_path / "toy", nn.Linear(1, 1), loss, steps=3, **settings)
+    train(tmp_path / "toy", nn.Linear(1, 1), lambda model, step: model.weight.sum(), steps=2, **settings)
+    with pytest.raises(FloatingPointError, match=r"nan at step 2; the last checkpoint is checkpoint-000002"):
+        train(tmp_path / "toy", nn.Linear(1, 1), loss, steps=3, **settings)
 
 
 def test_frozen_weights_are_neither_trained_nor_kept(tmp_path):
