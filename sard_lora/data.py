@@ -67,7 +67,8 @@ class Split:
     normals: tuple[Sample, ...]
     """Normal images for training and for filling with defects."""
     threshold: tuple[Sample, ...]
-    """Normal images that segmenters' thresholds are set on and nothing else sees; none of fewer than five parts."""
+    """Normal images that segmenters' thresholds are set on and nothing else sees: those of every fifth part, at most
+    `THRESHOLD_IMAGES`. None of fewer than five parts, or where the fifth one alone has more."""
     dev: tuple[Sample, ...]
     """Held back, anomalies and normal images: choices are made here."""
     test: tuple[Sample, ...]
@@ -90,7 +91,7 @@ def open_category(root: Path | str, category: str | None = None) -> Category:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Give the folder of a category, or of several.")
-    folder = root / category if category and find_layout(root / category) else root
+    folder = category_folder(root, category)
     layout = find_layout(folder)
     if layout is None:
         raise ValueError(_unknown_layout(root, category))
@@ -119,20 +120,25 @@ def open_category(root: Path | str, category: str | None = None) -> Category:
     )
 
 
+def category_folder(root: Path, category: str | None) -> Path:
+    """The folder of a category that lies in `root` or, where there is no such one, is `root` itself."""
+    return root / category if category and find_layout(root / category) else root
+
+
 def inspect(category: Category) -> Inspection:
     """Read every file of a category that is not excluded once, a few at a time, and list all that is wrong with it."""
     problems = list(category.folder_problems)
-    if not category.train_normals:
-        wanted = {"mvtec": "train/good", "btad": "train/ok", "paired": "good"}[category.layout]
-        problems.append(Problem(category.root / wanted, "no normal images", "Put images of good parts there"))
     if not category.anomalies:
         wanted = {"mvtec": "test/<defect>", "btad": "test/ko", "paired": "images"}[category.layout]
         fix = "Put images with a defect there, and their masks beside as the layout has it"
         problems.append(Problem(category.root / wanted, "no defect images", fix))
+    normals = category.train_normals
     try:
-        few_shot_split(category)
+        normals = few_shot_split(category).normals
     except DataError as error:
         problems += error.problems
+    if not normals:
+        problems.append(_no_normals(category))
     sizes, areas = [], defaultdict(list)
     used = [sample for sample in category.samples if sample.image not in category.excluded]
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -164,10 +170,11 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
     training side when every defect it holds is still short of its quota. Everything a group has follows it:
     `train/good` images of held-back groups and `test/good` images of training groups are unused, and a
     normal-only group with images in both is held back. What is held back alternates between `test` and `dev`,
-    per defect and for the normal-only groups. Of the other normal-only groups every fifth sets thresholds, as long as
-    these are no more than `THRESHOLD_IMAGES`. `shots` keeps only so many training groups of each defect: `draw` 0
-    the first ones, 1 the next, and so on, beginning again after the last; nothing else depends on the two.
-    Excluded images count until everything has its side, and are taken out then.
+    per defect and for the normal-only groups. Of the other normal-only groups every fifth sets thresholds, in sorted
+    order as long as their images are no more than `THRESHOLD_IMAGES` together; where the first has more, none does.
+    `shots` keeps only so many training groups of each defect: `draw` 0 the first ones, 1 the next, and so on, beginning
+    again after the last; nothing else depends on the two. Excluded images count until everything has its side, and are
+    taken out then.
 
     Raises `DataError` where a defect has fewer than two groups, none that fits the quotas, or only excluded ones to
     train on.
@@ -205,12 +212,16 @@ def few_shot_split(category: Category, shots: int | None = None, draw: int = 0) 
 
 
 def normal_images(data: Path, category: str | None) -> tuple[Sample, ...]:
-    """Normal images to work on: the training side of a data set, or all images of a plain folder."""
+    """Normal images to work on: the training side of a data set, or all images of a plain folder.
+
+    Raises `DataError` where there are none, and `ValueError` for a folder inside a data set.
+    """
     if files := _plain_images(data, category):
         return tuple(Sample(path, None, GOOD, path.name) for path in files)
-    normals = few_shot_split(open_category(data, category)).normals
+    opened = open_category(data, category)
+    normals = few_shot_split(opened).normals
     if not normals:
-        raise ValueError(f"{data}: no normal images. Put them into train/good")
+        raise DataError([_no_normals(opened)])
     return normals
 
 
@@ -223,8 +234,15 @@ def named_anomalies(data: Path, category: str | None, names: Collection[str]) ->
 
 
 def _plain_images(data: Path, category: str | None) -> list[Path]:
-    """The images of a folder that is nothing but images; none of a data set that some picture happens to lie beside."""
-    return image_files(data) if category is None and find_layout(data) is None else []
+    """The images of a folder that is nothing but images; none of a data set that some picture happens to lie beside.
+
+    Raises `ValueError` for a folder inside a data set: some of its images may be held back.
+    """
+    files = image_files(data) if category is None and find_layout(data) is None else []
+    for root in data.resolve().parents[:2] if files else ():
+        if find_layout(root):
+            raise ValueError(f"{data}: lies in the data set {root}, which keeps some images for testing. Give {root}")
+    return files
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
@@ -281,6 +299,15 @@ def _read_manifest(folder: Path) -> tuple[dict[str, str], set[str], list[Problem
                     )
                 )
     return groups, excluded, problems
+
+
+def _no_normals(category: Category) -> Problem:
+    """Why there is no normal image to train on, and the way out."""
+    if category.train_normals:
+        what = "leaves no normal image to train on: all are excluded, or of parts that are kept for tests or thresholds"
+        return Problem(category.root / "manifest.csv", what, "Add images of other good parts, or correct their groups")
+    wanted = {"mvtec": "train/good", "btad": "train/ok", "paired": "good"}[category.layout]
+    return Problem(category.root / wanted, "no normal images", "Put images of good parts there")
 
 
 def _read_sample(category: Category, sample: Sample) -> tuple[tuple[int, int] | None, float | None, list[Problem]]:
@@ -341,7 +368,7 @@ def _training_groups(category: Category, holders: dict[str, list[str]]) -> set[s
 
 
 def _threshold_groups(normals: Iterable[Sample]) -> set[str]:
-    """Every fifth of their groups, as long as these have no more than `THRESHOLD_IMAGES`."""
+    """Every fifth of their groups, as long as these have no more than `THRESHOLD_IMAGES` together."""
     images = Counter(sample.group for sample in normals)
     groups = sorted(images)[4::5]
     totals = accumulate(images[group] for group in groups)

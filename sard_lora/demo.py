@@ -1,7 +1,7 @@
 """`sard-lora demo`: the main job from end to end on an embedded product and base, and the page that shows it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from sard_lora.synthesize_config import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.joint import AdapterTrainConfig
 
+SETTINGS = "demo.json"
 FIGURES = ("miou", "iou_defect", "ap", "auroc", "f1_max")
 
 
 @dataclass
 class DemoConfig:
-    """Sizes of the demo; the defaults take about half an hour on two CPU cores."""
+    """Sizes of the demo; the defaults take about eight minutes on two CPU cores."""
 
     output: Path = Path("runs/demo")
     """Folder for the data, the adapter, the synthetic set and the report."""
@@ -55,9 +56,10 @@ class DemoConfig:
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Run the main job; leaves `report.json`, `index.html` and `grid.png` in the output folder.
 
-    Started again it goes on where it was stopped.
+    Started again it goes on where it was stopped. Raises ValueError for a folder with a demo of other settings.
     """
     output = make_folder(config.output)
+    _require_same_settings(config)
     data = output / "data" / config.product
     print(f"1/4 drawing {config.product}: normal parts, and a few defective ones with masks")
     if not data.is_dir():
@@ -128,6 +130,18 @@ def draw_grid(synthetic: Path, data: Path, path: Path, per_defect: int = 3) -> N
             result = load_image(synthetic / record["file_name"])
             rows.append([load_image(data / record["normal"]), Image.fromarray(mask), result])
     grid(rows, ["before", "mask", "result"], path)
+
+
+def _require_same_settings(config: DemoConfig) -> None:
+    """Keep the settings in the output folder, or raise ValueError where a demo with others was begun there."""
+    path = config.output / SETTINGS
+    settings = {name: value for name, value in asdict(config).items() if name != "output"}
+    begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    if different := [name for name, value in settings.items() if begun.get(name) != value]:
+        raise ValueError(
+            f"{config.output}: holds a demo with another {', '.join(different)}. Choose another --output, or delete it"
+        )
+    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def _page(report: dict[str, Any]) -> str:

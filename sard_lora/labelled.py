@@ -25,6 +25,10 @@ from sard_lora.images import DEFECT, FRINGE
 from sard_lora.layouts import GOOD, Sample, is_plain_name
 
 RECORD_KEY = "sard"
+IN_PLACE = "sard in place"
+"""The method in the record of an image that is a defective one, its defect drawn anew."""
+METADATA, SETTINGS = "metadata.jsonl", "synthesis.json"
+"""Files at the root of a set: all records, and the settings that `synthesize` made it with, and its figures."""
 
 
 class LabelledSet:
@@ -120,6 +124,11 @@ class LabelledSet:
 
         Raises `ValueError` for two pictures of the same file name.
         """
+        for source in self.missing_normals(samples):
+            self.add_normal(source.name, source.read_bytes())
+
+    def missing_normals(self, samples: Iterable[Sample]) -> list[Path]:
+        """The files of those normal images that are not in `train/good` yet; raises as `add_normals`."""
         sources: dict[str, Path] = {}
         for sample in samples:
             source = sources.setdefault(sample.image.name, sample.image)
@@ -129,8 +138,7 @@ class LabelledSet:
             target = self.root / "train" / GOOD / name
             if target.exists() and target.read_bytes() != source.read_bytes():
                 raise ValueError(f"{source}: another picture of this name is in {target.parent} already. Rename one.")
-            if not target.exists():
-                self.add_normal(name, source.read_bytes())
+        return [source for name, source in sources.items() if not (self.root / "train" / GOOD / name).exists()]
 
     def records(self) -> Iterator[dict[str, Any]]:
         """One dict an image, by sorted defect and name: `file_name`, `mask_file_name` and the record's fields.
@@ -149,12 +157,17 @@ class LabelledSet:
                 "mask_file_name": self._mask(defect, name).relative_to(self.root).as_posix(),
             }
 
+    def require_records(self) -> None:
+        """Raise `ValueError` as `records` does."""
+        for _ in self.records():
+            pass
+
     def write_metadata(self) -> None:
         """Rebuild `metadata.jsonl` from the images' records, and clear away what a killed run left behind."""
         for path in sorted(self.root.glob("*/*/.*.partial*")):
             path.unlink()
         lines = [json.dumps(record, sort_keys=True) for record in self.records()]
-        write_text(self.root / "metadata.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(self.root / METADATA, "".join(f"{line}\n" for line in lines))
 
     def _image(self, defect: str, name: str) -> Path:
         return self.root / "test" / defect / f"{name}.png"

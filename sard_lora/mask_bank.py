@@ -33,6 +33,8 @@ class MaskBank:
     """The masks of the few real defect images, by which new ones are shaped, sized and placed."""
 
     masks: tuple[BankMask, ...]
+    folder: Path | None = None
+    """Where they were read from, if they were."""
 
     @classmethod
     def from_samples(cls, samples: Iterable[Sample]) -> "MaskBank":
@@ -47,18 +49,19 @@ class MaskBank:
 
     @classmethod
     def load(cls, folder: Path | str) -> "MaskBank":
-        """Read what `save` wrote. Raises `FileNotFoundError` where there is nothing."""
+        """Read masks `<defect>/<name>.png`, as `save` writes them. Raises `FileNotFoundError` where there are none."""
         folder = Path(folder)
         paths = sorted(path for path in folder.glob("*/*.png") if not path.name.startswith("."))
         if not paths:
             raise FileNotFoundError(
-                f"{folder}: no masks (*/*.png). The adapter was saved without its mask bank; give one."
+                f"{folder}: no masks <defect>/<name>.png. Put them there as PNG files, in a folder for each defect."
             )
         return cls(
             tuple(
                 BankMask(_as_bool(load_mask(path, None)), path.parent.name, f"{path.parent.name}/{path.stem}")
                 for path in paths
-            )
+            ),
+            folder,
         )
 
     def with_images(self, samples: Iterable[Sample]) -> "MaskBank":
@@ -70,7 +73,7 @@ class MaskBank:
             if sample and np.array_equal(_as_bool(load_mask(sample.mask, None)), entry.mask):
                 entry = replace(entry, image=sample.image)
             masks.append(entry)
-        return MaskBank(tuple(masks))
+        return replace(self, masks=tuple(masks))
 
     def save(self, folder: Path | str) -> None:
         """Write 1-bit PNG files `<defect>/<stem>.png` below `folder`."""
@@ -87,7 +90,8 @@ class MaskBank:
         """The masks of one defect, without specks (`SPECK`). Raises `ValueError` where there are none."""
         found = tuple(entry for entry in self.masks if entry.defect == defect)
         if not found:
-            raise ValueError(f"{defect!r}: no masks of this defect. Choose one of {', '.join(self.defects)}.")
+            where, known = f"{self.folder}: " if self.folder else "", ", ".join(self.defects)
+            raise ValueError(f"{where}no masks of the defect {defect!r}. Add some, or choose {known}.")
         return tuple(entry for entry in found if np.count_nonzero(entry.mask) >= SPECK) or found
 
 

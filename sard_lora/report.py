@@ -117,6 +117,8 @@ def check_report(category: Category, inspection: Inspection) -> str:
             row += f"   median {median:.2g} ({low:.2g} to {high:.2g})"
         lines.append(row)
     lines.append("")
+    if split.normals and not split.threshold:
+        lines.append("no good parts to set thresholds on: segmenters set them on those that they train on")
     if category.excluded:
         lines.append(f"excluded by manifest.csv, and so unused: {len(category.excluded)}")
     lines.append(f"image sizes: {_sizes(inspection.sizes)}")

@@ -29,10 +29,9 @@ from sard_lora.atomic import atomic_folder
 from sard_lora.bases import BASES, hub_id
 from sard_lora.card import ADAPTER_FOLDER, card_of, data_set_card, is_generated, parse_card, read_card
 from sard_lora.hub import Contents, check_name, commit_folder, files_in, find, matching, published, snapshot
+from sard_lora.labelled import IN_PLACE, METADATA, LabelledSet
+from sard_lora.labelled import SETTINGS as REPORT
 from sard_lora.shards import DEFECTS, NORMAL, read_shards, write_shards
-
-METADATA, REPORT = "metadata.jsonl", "synthesis.json"
-"""Names in a synthetic data set."""
 
 _MASKS = f"{MASKS_FOLDER}/*/*.png"
 _PARTS = (SETTINGS_FILE, LORA_FILE, CRITIC_FILE, _MASKS, PIPELINE_FILE, SAMPLES_FILE, EVALUATION_FILE, CARD_FILE)
@@ -185,6 +184,7 @@ def push_data_set(
     with tempfile.TemporaryDirectory(prefix="sard-lora-push-") as temporary:
         folder = Path(temporary)
         rows = write_shards(source, folder / "data")
+        rows["in_place"] = sum(record.get("method") == IN_PLACE for record in LabelledSet(source).records())
         _copy(source, folder, (REPORT,))
         _strip_path_of_base(folder / REPORT)
         text, own = None, None

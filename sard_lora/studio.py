@@ -52,6 +52,8 @@ class StudioConfig:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ValueError(f"port={self.port} has to be between 1 and 65535")
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={self.num_inference_steps} has to be at least 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +66,21 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """(H, W) bool, and where it is from: a mask of the adapter's bank, or painted."""
+    """(H, W) bool, and where it is from: a mask of the adapter's bank, or painted.
+
+    `core` is the mask before it was widened by the adapter's margin; None for one that was not.
+    """
 
     pixels: np.ndarray
     origin: str = PAINTED
+    core: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     """A candidate at the picture's size: its image, the mask of what was written, and its record.
 
+    `core` is the part of the mask that is labelled a defect, as synthesis labels it; the rest is its fringe.
     `visible` is False where more than half of the mask shows no defect that could be seen; such a one is not kept.
     """
 
@@ -81,6 +88,7 @@ class Result:
     adapter: str
     image: Image.Image
     mask: np.ndarray
+    core: np.ndarray
     record: dict[str, Any]
     visible: bool
 
@@ -128,7 +136,7 @@ class Studio:
         chosen = self.adapters[adapter]
         bank, options = chosen.masks().for_defect(defect), chosen.config.sampling.mask_options(defect)
         placement = sample_mask(bank, foreground(picture.image), np.random.default_rng(), **options)
-        return Mask(placement.mask, placement.origin)
+        return Mask(placement.mask, placement.origin, placement.core)
 
     def generate(
         self, adapter: str, defect: str, picture: Picture, mask: Mask, count: int, guidance: float, seed: int
@@ -144,23 +152,24 @@ class Studio:
         with self._busy:
             synthesizer = self._synthesizer(adapter, candidates=count, guidance_scale=guidance)
             rng = np.random.default_rng(seed)
-            placement = Placement(mask.pixels, mask.pixels, mask.origin)
+            placement = Placement(mask.pixels, mask.pixels if mask.core is None else mask.core, mask.origin)
             draw = synthesizer.plan(Job(0, defect, ""), picture.path, picture.image, placement, rng)
             parts = synthesizer.generate([draw])[0]
         results = []
         for candidates in zip(*parts, strict=True):
             every = list(zip(draw.parts, candidates, strict=True))
             seen = [(part, one) for part, one in every if one.visibility >= self.config.min_visibility]
-            visible = 2 * sum(np.count_nonzero(part) for part, _ in seen) >= np.count_nonzero(mask.pixels)
-            image, written, record = compose(synthesizer, draw, seen if visible else every)
+            visible = 2 * sum(np.count_nonzero(part & draw.core) for part, _ in seen) >= np.count_nonzero(draw.core)
+            image, written, core, record = compose(synthesizer, draw, seen if visible else every)
             record |= {"adapter": adapter, "guidance_scale": guidance}
-            results.append(Result(picture, adapter, image, written, record, visible))
+            results.append(Result(picture, adapter, image, written, core, record, visible))
         return results
 
     def keep(self, results: Sequence[Result]) -> list[Path]:
         """Add candidates, and the normal image each was made from, to the set of their category; their images' paths.
 
-        Raises ValueError, before anything is written, for one whose defect cannot be seen.
+        Raises ValueError, before anything is written, for one whose defect cannot be seen, and where a set holds images
+        that no record tells of.
         """
         if faint := [r for r in results if not r.visible]:
             least = min(r.record["visibility"] for r in faint)
@@ -170,11 +179,13 @@ class Studio:
             )
         paths = []
         with self._busy:
+            for adapter in {result.adapter for result in results}:
+                self.set_of(adapter).require_records()
             for result in results:
                 labelled = self.set_of(result.adapter)
                 record = result.record | {"normal": _keep_normal(result.picture, labelled.root)}
                 name = _next_name(labelled.names(record["defect"]))
-                labelled.add(record["defect"], name, result.image, result.mask, record)
+                labelled.add(record["defect"], name, result.image, result.mask, record, result.core)
                 paths.append(labelled.root / "test" / record["defect"] / f"{name}.png")
             for root in {path.parents[2] for path in paths}:
                 LabelledSet(root).write_metadata()

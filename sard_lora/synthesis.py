@@ -18,22 +18,26 @@ from tqdm import tqdm
 
 from sard_lora.adapter import Adapter
 from sard_lora.atomic import make_folder, write_text
-from sard_lora.data import fingerprint, normal_images
+from sard_lora.data import category_folder, fingerprint, normal_images
 from sard_lora.images import load_image
-from sard_lora.labelled import LabelledSet
+from sard_lora.labelled import SETTINGS, LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.mask_bank import MaskBank
-from sard_lora.synthesize_config import SynthesizeConfig, chosen_in_place, chosen_strength, default_candidates
-from sard_lora.synthesizer import Candidate, Draw, Job, Synthesizer, compose, mask_bank, mask_digest, outlined
-
-SETTINGS = "synthesis.json"
+from sard_lora.synthesize_config import (
+    SynthesizeConfig,
+    chosen_in_place,
+    chosen_strength,
+    default_candidates,
+    starting_point,
+)
+from sard_lora.synthesizer import Candidate, Draw, Job, Synthesizer, compose, mask_bank, mask_digest
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     """Make the labelled data set that `config` describes; returns the report that is also in `synthesis.json`.
 
     The same call after a kill completes the set. Raises ValueError, naming the folder, when the output holds a set
-    that was made with other settings.
+    that was made with other settings, or anything else, and when no image showed a defect.
     """
     begun = time.monotonic()
     adapter = Adapter.from_pretrained(config.adapter)
@@ -50,6 +54,11 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     settings = _settings(config, adapter, bank, normals)
     seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)
+    if config.copy_normals:
+        labelled.missing_normals(normals)  # two of one name are refused before the work, not after it
+    if not (config.output / SETTINGS).is_file():
+        write_text(config.output / SETTINGS, json.dumps({"settings": settings}, indent=2) + "\n")
+    print(starting_point(config, bank))
     jobs = _plan(config, adapter)
     per_batch = max(1, config.batch_size // settings["candidates"])
     batches = [jobs[start : start + per_batch] for start in range(0, len(jobs), per_batch)]
@@ -66,6 +75,15 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     labelled.write_metadata()
     report = _report(labelled, jobs, settings, seconds_before + time.monotonic() - begun)
     write_text(config.output / SETTINGS, json.dumps(report, indent=2) + "\n")
+    print(
+        f"{report['synthesized']} images in {config.output}; {report['rejected']} candidates rejected as invisible, "
+        f"{report['given_up']} images given up after {config.max_attempts} masks each"
+    )
+    if not report["synthesized"]:
+        raise ValueError(
+            f"{config.output}: no image was made, for no defect could be seen. Lower --min_visibility, raise "
+            "--guidance_scale, or train the adapter longer"
+        )
     return report
 
 
@@ -119,14 +137,8 @@ def _write(
 ) -> None:
     """Add one image with the best candidate of every part to the set."""
     config, job = synthesizer.config, draw.job
-    image, mask, record = compose(synthesizer, draw, best)
-    if config.fills:
-        core = mask  # no defect that fades out: all of what was written is what a segmenter may or may not tell
-    elif draw.start is None and config.composite != "pixels":  # where all is decoded, an outline of the change is noise
-        core = outlined(image, draw.image, mask)
-    else:
-        core = mask & draw.core
-    record |= {"normal": _relative(draw.source, config.data, config.category)}
+    image, mask, core, record = compose(synthesizer, draw, best)
+    record |= {"normal": draw.source.relative_to(category_folder(config.data, config.category)).as_posix()}
     labelled.add(job.defect, job.name, image, mask, record, core)
 
 
@@ -154,7 +166,10 @@ def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank, normal
 
 
 def _check_same_settings(output: Path, settings: dict[str, Any]) -> float:
-    """Seconds that earlier calls took for this set; raises ValueError when it was made with other settings."""
+    """Seconds that earlier calls took for this set.
+
+    Raises ValueError when it was made with other settings, and for a folder that holds anything but such a set.
+    """
     path = output / SETTINGS
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -165,9 +180,11 @@ def _check_same_settings(output: Path, settings: dict[str, Any]) -> float:
                 f"{output}: holds a set made with another {', '.join(different)}. Choose another --output, or delete it"
             )
         return there.get("seconds", 0.0)
-    if any(output.glob("test/*/*.png")):
-        raise ValueError(f"{output}: holds images that were not made here. Choose another --output")
-    write_text(path, json.dumps({"settings": settings}, indent=2) + "\n")
+    if others := sorted(path.name for path in output.iterdir() if not path.name.startswith(".")):
+        raise ValueError(
+            f"{output}: holds {others[0]} but no {SETTINGS}, so it was not made here and is left alone. Choose an "
+            "empty folder, or a new one, as --output"
+        )
     return 0.0
 
 
@@ -183,11 +200,6 @@ def _report(labelled: LabelledSet, jobs: Sequence[Job], settings: dict[str, Any]
         "per_defect": {d: sum(record["defect"] == d for record in records) for d in settings["defects"]},
         "seconds": round(seconds, 1),
     }
-
-
-def _relative(path: Path, data: Path, category: str | None) -> str:
-    root = data / category if category and (data / category).is_dir() else data
-    return path.relative_to(root).as_posix()
 
 
 def _bank_digest(bank: MaskBank) -> str:

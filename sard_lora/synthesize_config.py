@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sard_lora.layouts import Sample
 from sard_lora.mask_bank import MaskBank
+from sard_lora.masks import SOURCES
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, COMPOSITES, REGIONS
 from sard_lora.product import are_aligned
 
@@ -64,7 +65,7 @@ class SynthesizeConfig:
     region: str = "window"
     """Generate in a window around the mask, or in the full image: window or full."""
     guidance_scale: float | None = None
-    """Defect guidance; default: the adapter's, or none (1) where diffusion starts from real defects."""
+    """Defect guidance; 1 is none. Default: the adapter's, or 1 where diffusion starts from real defects."""
     strength: float | None = None
     """How much diffusion changes the real defects that it starts from, moved along with their masks; 1 draws from noise
     alone. Default: 0.3 where DATA holds the few defects that the adapter was trained on, else 1."""
@@ -96,7 +97,7 @@ class SynthesizeConfig:
             ("background", self.background, (None, *BACKGROUNDS)),
             ("composite", self.composite, COMPOSITES),
             ("region", self.region, REGIONS),
-            ("masks", self.masks, ("mixed", "real", "perlin", "stroke")),
+            ("masks", self.masks, SOURCES),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(str(item) for item in known if item)}")
@@ -109,7 +110,7 @@ class SynthesizeConfig:
         for name in ("in_place", "from_noise"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be from 0 to 1")
-        for name in ("count", "candidates", "max_attempts", "batch_size"):
+        for name in ("count", "candidates", "max_attempts", "batch_size", "num_inference_steps", "guidance_scale"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
 
@@ -134,6 +135,26 @@ def chosen_in_place(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[
         return config.in_place
     starts = chosen_strength(config, bank) < 1 and not config.fills
     return IN_PLACE_SHARE if starts and are_aligned([sample.image for sample in normals]) else 0.0
+
+
+def starting_point(config: SynthesizeConfig, bank: MaskBank) -> str:
+    """What diffusion starts from, in a line, and which of the settings that were given are then without effect."""
+    if config.fills:
+        return "fills masks with the product as it should be"
+    if chosen_strength(config, bank) < 1:
+        count = sum(len(bank.for_defect(defect)) for defect in config.defects or bank.defects)
+        return f"starts from the {count} real defects of {config.data}"
+    why = f"{config.data} does not hold the defects that the adapter was trained on"
+    if config.strength == 1:
+        why = "strength=1"
+    elif config.masks != "real":
+        why = f"masks={config.masks}"
+    elif config.mask_bank:
+        why = f"the masks in {config.mask_bank} come without images"
+    given = {"in_place": config.in_place, "from_noise": config.from_noise}
+    given |= {name: getattr(config, name) != getattr(SynthesizeConfig, name) for name in ("contrast", "min_snr")}
+    idle = ", ".join(name for name, value in given.items() if value)
+    return f"from noise: {why}{f'; without effect: {idle}' if idle else ''}"
 
 
 def default_candidates(strength: float) -> int:

@@ -21,6 +21,7 @@ from sard_lora.critic import rank_score
 from sard_lora.data import named_anomalies
 from sard_lora.detectability import matched_filter_snr
 from sard_lora.images import load_image
+from sard_lora.labelled import IN_PLACE
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.mask_geometry import split_mask
@@ -33,8 +34,6 @@ from sard_lora.transplant import borrowed, transplant
 
 PLACES = 12
 """How many are tried, at most, for a real defect to stand out."""
-IN_PLACE = "sard in place"
-"""The method in the record of an image that is a defective one, its defect drawn anew."""
 
 
 @dataclass
@@ -214,7 +213,7 @@ class Synthesizer:
         settings = own.sampling.arguments(own.base.resolution)
         if moved:
             settings["guidance_scale"] = 1.0  # what it starts from is a defect already
-        settings |= {name: value for name, value in chosen.items() if value}
+        settings |= {name: value for name, value in chosen.items() if value is not None}
         if config.fills:
             settings["guidance_scale"] = 1.0  # nothing to amplify: both prompts would be the same
         return self.pipe(
@@ -249,8 +248,11 @@ def mask_bank(adapter: Adapter, config: SynthesizeConfig) -> MaskBank:
 
 def compose(
     synthesizer: Synthesizer, draw: Draw, chosen: Sequence[tuple[np.ndarray, Candidate]]
-) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
-    """The image with the chosen candidates of parts written, grey where its own picture is grey; mask and record."""
+) -> tuple[Image.Image, np.ndarray, np.ndarray, dict[str, Any]]:
+    """The image with the chosen candidates of parts written, grey where its own picture is grey; mask, core and record.
+
+    The mask (H, W) bool is all that was written, its core what is labelled a defect.
+    """
     config, job = synthesizer.config, draw.job
     pixels, mask = np.array(draw.image), np.zeros_like(draw.mask)
     for part, candidate in chosen:
@@ -272,7 +274,14 @@ def compose(
         "rejected": job.rejected,
         "method": "fill" if config.fills else IN_PLACE if draw.in_place else "sard",
     }
-    return image.convert("L") if grey else image, mask, record
+    image = image.convert("L") if grey else image
+    if config.fills:
+        core = mask  # no defect that fades out: all of what was written is what a segmenter may or may not tell
+    elif draw.start is None and config.composite != "pixels":  # where all is decoded, an outline of the change is noise
+        core = outlined(image, draw.image, mask)
+    else:
+        core = mask & draw.core
+    return image, mask, core, record
 
 
 def outlined(image: Image.Image, normal: Image.Image, mask: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import scipy.fft
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 
 Field = np.ndarray
 Generator = np.random.Generator
@@ -365,8 +365,3 @@ def _bars(image: Field, rng: Generator) -> Field:
     return image + bars * (rng.uniform(0, 1, 3 if rng.random() < 0.3 else 1).astype(np.float32) - image) * rng.uniform(
         0.4, 1
     )
-
-
-def enlarge(field: Field, size: int) -> Field:
-    """A small (h, h) field drawn large, (size, size), smoothly."""
-    return zoom(field, size / field.shape[0], order=1)[:size, :size].astype(np.float32)

@@ -29,6 +29,18 @@ def test_demo_leaves_its_report_page_and_grid(tmp_path):
     assert again["segmentation"] == report["segmentation"], "started again it goes on where it was"
 
 
+def test_demo_of_other_settings_is_refused(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sard_lora.demo.write_category", stop)
+    for _ in range(2):  # the same settings go on
+        with pytest.raises(KeyboardInterrupt):
+            demo(DemoConfig(output=tmp_path / "demo"))
+    with pytest.raises(ValueError, match=r"demo: holds a demo with another normals, seed\. Choose another --output"):
+        demo(DemoConfig(output=tmp_path / "demo", normals=8, seed=1))
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs real data beside the project")
 @pytest.mark.parametrize("category", ["magnetic_tile", "pv_cell_4bb"])
 def test_short_run_on_real_data(category, tmp_path, capsys):

@@ -24,10 +24,10 @@ from sard_lora.evaluation.cells import PREDICTION_REVISION, REVISION, Cell, Side
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.evaluation.page import text_table, write_page
 from sard_lora.images import DataError, Problem, load_image, load_mask
+from sard_lora.labelled import SETTINGS as SYNTHESIS_REPORT
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import without_specks
-from sard_lora.synthesis import SETTINGS as SYNTHESIS_REPORT
 from sard_lora.train.segmenter import SegmenterConfig
 
 PARTS = ("real", "paste", "sard")

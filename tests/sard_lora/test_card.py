@@ -28,6 +28,7 @@ def evaluation(adapter, mvtec, tmp_path, **changes) -> EvaluateConfig:
 def test_card_tells_defects_shots_prompts_and_how_to_load(adapter):
     text = read(adapter.folder)
     assert "hole (2), scratch (2)" in text and "Nobody has measured" in text
+    assert "from the real defects; with other pictures it draws from noise" in text
     assert all(prompt in text for prompt in adapter.config.prompts.values())
     shared = card_of(adapter.folder, name="user/plate", license="cc-by-4.0")
     assert 'load_lora_weights("user/plate")' in shared and ModelCard(shared).data.license == "cc-by-4.0"
@@ -48,6 +49,7 @@ def test_figures_of_an_evaluation_are_in_the_card_and_its_metadata(adapter, mvte
     text, figures = read(adapter.folder), report["methods"]["sard"]["mean_of_defects"]
     assert f"| {100 * figures['miou']:.1f} | {100 * figures['iou_defect']:.1f} |" in text
     assert "Nobody has measured" not in text and "the few real defects" in text
+    assert "as the set behind the figures above\ndoes by default; with other pictures it draws from noise" in text
     values = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
     assert values == {
         "mean_iou": round(100 * figures["miou"], 1),

@@ -118,7 +118,14 @@ def test_what_stands_beside_the_layout_is_ignored(mvtec: Path):
     assert open_category(mvtec) == before
     assert find_problems(before) == []
     assert normal_images(mvtec, None) == few_shot_split(before).normals
-    assert normal_images(mvtec / "train/good", None)[0].image.name == "000.png", "a plain folder of images"
+
+
+def test_a_folder_of_images_is_taken_whole_unless_it_lies_in_a_data_set(mvtec: Path, paired: Path, tmp_path: Path):
+    plain = shutil.copytree(mvtec / "train/good", tmp_path / "photos")
+    assert [sample.image.name for sample in normal_images(plain, None)] == [f"{number:03}.png" for number in range(6)]
+    for root, folder in ((mvtec, "train/good"), (mvtec, "test/hole"), (paired, "good")):
+        with pytest.raises(ValueError, match=rf"{folder}: lies in the data set .*{root.name}, .* Give .*{root.name}$"):
+            normal_images(root / folder, None)
 
 
 def test_a_folder_without_a_layout_says_what_was_looked_for_and_what_is_there(tmp_path: Path, mvtec: Path):
@@ -195,6 +202,18 @@ def test_the_manifest_is_compared_with_the_files(mvtec: Path):
         open_category(mvtec)
 
 
+def test_normal_images_none_of_which_may_be_trained_on_are_a_problem(mvtec: Path):
+    lots = {s.image.relative_to(mvtec).as_posix(): "lot2" for s in open_category(mvtec).samples}
+    lot1 = [f"test/{defect}/{number:03}.png" for defect in ("hole", "scratch") for number in range(3)]
+    normals = [name for name in lots if name.startswith("train/good")]
+    for groups, excluded in ((lots | dict.fromkeys(lot1, "lot1"), []), ({}, normals)):
+        manifest(mvtec, groups, excluded)
+        (problem,) = find_problems(open_category(mvtec))
+        assert problem.path == mvtec / "manifest.csv" and problem.what.startswith("leaves no normal image to train on")
+        with pytest.raises(DataError, match=r"manifest\.csv: leaves no normal image.*Add images of other good parts"):
+            normal_images(mvtec, None)
+
+
 # The few-shot split
 
 
@@ -218,6 +237,8 @@ def test_every_fifth_normal_group_sets_the_threshold_up_to_sixty_images(mvtec: P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "THRESHOLD_IMAGES", 1)
         assert names(few_shot_split(category).threshold, GOOD) == ["004"]
+        patch.setattr(data, "THRESHOLD_IMAGES", 0)
+        assert few_shot_split(category).threshold == (), "none, where the first of them has more"
     manifest(mvtec, {"train/good/004.png": "part", "test/hole/000.png": "part"})
     split = few_shot_split(open_category(mvtec))
     assert "part" in {sample.group for sample in split.normals}, "what shows a part to train on sets none"

@@ -158,6 +158,8 @@ def test_normal_images_are_copied_byte_for_byte_and_once(tmp_path: Path, mvtec: 
     assert len(list(first.parent.iterdir())) == 6
     with pytest.raises(ValueError, match=r"test/good/000.png: has the same file name"):
         labelled.add_normals([*normals, *open_category(mvtec).test_normals])
+    with pytest.raises(ValueError, match=r"test/good/000.png: another picture of this name is in .*train/good already"):
+        labelled.missing_normals(open_category(mvtec).test_normals)
 
 
 def test_labels_that_no_reader_could_use_are_refused(tmp_path: Path):

@@ -23,10 +23,14 @@ def test_a_bank_comes_back_from_its_folder(mvtec: Path, tmp_path: Path):
 
 
 def test_a_missing_bank_or_defect_is_named(mvtec: Path, tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"masks: no masks"):
-        MaskBank.load(tmp_path / "masks")
+    with pytest.raises(FileNotFoundError, match=r"hole: no masks <defect>/<name>\.png\. Put them there"):
+        MaskBank.load(mvtec / "ground_truth/hole")
+    bank = MaskBank.from_samples(open_category(mvtec).anomalies)
     with pytest.raises(ValueError, match=r"'dent'.*hole, scratch"):
-        MaskBank.from_samples(open_category(mvtec).anomalies).for_defect("dent")
+        bank.for_defect("dent")
+    bank.save(tmp_path / "masks")
+    with pytest.raises(ValueError, match=r"/masks: no masks of the defect 'dent'.*hole, scratch"):
+        MaskBank.load(tmp_path / "masks").with_images([]).for_defect("dent")
 
 
 def test_specks_are_left_out_unless_there_is_nothing_else():

@@ -115,6 +115,17 @@ def test_the_check_says_why_there_is_no_split(mvtec: Path):
     assert "problems: 1" in check_report(category, inspection)
 
 
+def test_the_check_says_that_thresholds_have_no_images_of_their_own(mvtec: Path):
+    def told() -> bool:
+        category = open_category(mvtec)
+        return "no good parts to set thresholds on" in check_report(category, inspect(category))
+
+    assert not told()
+    (mvtec / "train/good/004.png").unlink()
+    (mvtec / "train/good/005.png").unlink()
+    assert told(), "there are four"
+
+
 def test_the_check_counts_excluded_images(mvtec: Path):
     category = open_category(mvtec)
     rows = [

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from sard_lora.cli import main
-from sard_lora.images import DataError
+from sard_lora.images import DEFECT, FRINGE, DataError
 from sard_lora.labelled import LabelledSet
 from sard_lora.product import foreground
 from sard_lora.studio import Mask, Studio, StudioConfig, studio
 from sard_lora.synthesis import verify
+from sard_lora.synthesizer import Synthesizer, outlined
 
 
 @pytest.fixture
@@ -45,10 +46,21 @@ def test_kept_image_label_and_record_are_those_of_any_synthetic_set(workshop, pi
     assert kept.count == 3 and len((tmp_path / "kept/metadata.jsonl").read_text().splitlines()) == 3
     assert verify(kept.root, kept.root) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
     for record in kept.records():
-        assert np.array_equal(np.asarray(Image.open(kept.root / record["mask_file_name"])) > 0, mask.pixels)
+        label, image = (Image.open(kept.root / record[name]) for name in ("mask_file_name", "file_name"))
+        core = outlined(image, picture.image, mask.pixels)
+        assert np.array_equal(np.asarray(label), np.where(core, DEFECT, np.where(mask.pixels, FRINGE, 0)))
+        assert 0 < core.sum() < mask.pixels.sum(), "as synthesis labels what is drawn from noise"
         assert (record["mask_origin"], record["method"], record["normal"]) == ("painted", "sard", "train/good/000.png")
         assert (record["adapter"], record["guidance_scale"]) == ("adapter", 3.0)
     assert (kept.root / "train/good/000.png").read_bytes() == picture.path.read_bytes()
+
+
+def test_nothing_is_kept_among_real_defects(workshop, picture, mvtec):
+    workshop.config.output = mvtec
+    before = sorted(mvtec.rglob("*"))
+    with pytest.raises(ValueError, match=r"000.png: carries no record"):
+        workshop.keep(make(workshop, picture, square(picture))[:1])
+    assert sorted(mvtec.rglob("*")) == before
 
 
 def test_same_arguments_give_the_same_candidates(workshop, picture):
@@ -67,6 +79,22 @@ def test_what_cannot_be_seen_is_not_kept(workshop, picture, tmp_path):
     assert LabelledSet(tmp_path / "kept").count == 0
 
 
+def test_what_counts_as_seen_is_the_defect_and_not_its_fringe(workshop, picture, monkeypatch):
+    pixels = np.zeros((picture.image.height, picture.image.width), bool)
+    pixels[3:6, 3:6] = pixels[-9:-2, -9:-2] = True
+    core = pixels.copy()
+    core[10:] = False
+    generate = Synthesizer.generate
+
+    def larger_is_invisible(self, draws):
+        return [[[c._replace(visibility=0.0) for c in larger], other] for larger, other in generate(self, draws)]
+
+    monkeypatch.setattr(Synthesizer, "generate", larger_is_invisible)
+    workshop.config.min_visibility = 1e-6
+    for mask, seen in ((Mask(pixels), False), (Mask(pixels, "hole/000", core), True)):
+        assert make(workshop, picture, mask, count=1)[0].visible == seen
+
+
 def test_random_mask_is_on_the_part_and_names_its_origin(workshop, tmp_path):
     pixels = np.full((120, 160, 3), 230, np.uint8)
     pixels[30:90, 40:120] = np.random.default_rng(0).integers(60, 90, (60, 80, 1))
@@ -75,7 +103,10 @@ def test_random_mask_is_on_the_part_and_names_its_origin(workshop, tmp_path):
     for _ in range(20):
         mask = workshop.random_mask("adapter", "hole", picture)
         assert mask.pixels.any() and not (mask.pixels & ~foreground(picture.image)).any()
-        assert mask.origin.startswith("hole/")
+        assert mask.origin.startswith("hole/") and np.array_equal(mask.core, mask.pixels), "it has no margin"
+    workshop.adapters["adapter"].config.sampling.margins["hole"] = 3
+    mask = workshop.random_mask("adapter", "hole", picture)
+    assert not (mask.core & ~mask.pixels).any() and mask.core.sum() < mask.pixels.sum()
 
 
 def test_two_pictures_of_one_name_are_both_kept(workshop, mvtec, tmp_path):
@@ -145,6 +176,8 @@ def test_no_adapter_no_gradio_no_port(adapter, tmp_path, monkeypatch, capsys):
     assert "none: no adapter here" in capsys.readouterr().err
     with pytest.raises(ValueError, match="port=0 has to be between"):
         StudioConfig(adapter.folder, tmp_path, port=0)
+    with pytest.raises(ValueError, match="num_inference_steps=0 has to be at least 1"):
+        StudioConfig(adapter.folder, tmp_path, num_inference_steps=0)
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "sard_lora.studio_page", raising=False)
     with pytest.raises(ValueError, match=r"pip install 'sard-lora\[ui\]'"):

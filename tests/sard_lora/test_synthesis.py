@@ -16,7 +16,7 @@ from sard_lora.images import DEFECT, FRINGE, load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.masks import Placement, sample_mask
 from sard_lora.synthesis import synthesize, verify
-from sard_lora.synthesize_config import CANDIDATES, STRENGTH, SynthesizeConfig, chosen_in_place
+from sard_lora.synthesize_config import CANDIDATES, STRENGTH, SynthesizeConfig, chosen_in_place, starting_point
 from sard_lora.synthesizer import IN_PLACE, PLACES, Job, Synthesizer, outlined
 
 
@@ -87,11 +87,13 @@ def test_complete_set_needs_no_model_and_other_settings_are_refused(adapter, mvt
 
 
 def test_invisible_candidates_are_rejected_counted_and_given_up(adapter, mvtec, tmp_path):
-    report = synthesize(settings(adapter, mvtec, tmp_path / "set", count=2, min_visibility=1e9, max_attempts=3))
+    with pytest.raises(ValueError, match=r"set: no image was made, for no defect could be seen\. Lower --min_visib"):
+        synthesize(settings(adapter, mvtec, tmp_path / "set", count=2, min_visibility=1e9, max_attempts=3))
+    report = json.loads((tmp_path / "set/synthesis.json").read_text())
     assert (report["synthesized"], report["rejected"], report["given_up"]) == (0, 12, 2)
 
 
-def test_invisible_candidates_are_drawn_again(adapter, mvtec, tmp_path, monkeypatch):
+def test_invisible_candidates_are_drawn_again(adapter, mvtec, tmp_path, monkeypatch, capsys):
     generate, seen = Synthesizer.generate, []
 
     def first_attempt_is_invisible(self, draws):
@@ -104,6 +106,8 @@ def test_invisible_candidates_are_drawn_again(adapter, mvtec, tmp_path, monkeypa
     monkeypatch.setattr(Synthesizer, "generate", first_attempt_is_invisible)
     report = synthesize(settings(adapter, mvtec, tmp_path / "set", count=2, min_visibility=1e-6))
     assert (report["synthesized"], report["rejected"]) == (2, 4)
+    told = f"2 images in {tmp_path / 'set'}; 4 candidates rejected as invisible, 0 images given up after 6 masks each"
+    assert capsys.readouterr().out.splitlines()[-1] == told
     assert not np.array_equal(seen[0][0], seen[1][0]), "another mask is tried"
 
 
@@ -301,7 +305,7 @@ def test_a_share_is_from_noise_under_masks_of_all_kinds(adapter, mvtec, tmp_path
 
 
 def test_without_the_real_defects_diffusion_starts_from_noise(adapter, mvtec, tmp_path):
-    plain = mvtec / "train/good"
+    plain = shutil.copytree(mvtec / "train/good", tmp_path / "good")
     from_noise = Synthesizer(adapter, settings(adapter, plain, tmp_path / "set", candidates=None))
     draw = from_noise.draw(Job(0, "hole", ""), 0, normal_images(plain, None))
     assert from_noise.strength == 1.0 and draw.start is None and {len(seeds) for seeds in draw.seeds} == {CANDIDATES}
@@ -335,7 +339,7 @@ def test_critic_ranks_the_candidates(adapter, mvtec, tmp_path, monkeypatch):
 
 
 def test_per_defect_chosen_defects_and_plain_folder(adapter, mvtec, tmp_path):
-    plain = mvtec / "train/good"
+    plain = shutil.copytree(mvtec / "train/good", tmp_path / "photos")
     report = synthesize(
         settings(adapter, plain, tmp_path / "set", count=2, per_defect=True, defects=["scratch"], copy_normals=False)
     )
@@ -354,6 +358,65 @@ def test_grey_normals_give_grey_images(adapter, mvtec, tmp_path):
     record = next(LabelledSet(tmp_path / "set").records())
     assert Image.open(tmp_path / "set" / record["file_name"]).mode == "L"
     assert verify(tmp_path / "set", plain)["pixels_changed_outside_mask"] == 0
+
+
+def test_first_line_says_what_is_started_from_and_what_is_without_effect(adapter, mvtec, tmp_path):
+    plain = shutil.copytree(mvtec / "train/good", tmp_path / "good")
+    adapter.masks().save(tmp_path / "mine")
+
+    def line(data=mvtec, **changes):
+        config = settings(adapter, data, tmp_path / "set", **changes)
+        return starting_point(config, synthesizer_module.mask_bank(adapter, config))
+
+    assert line() == f"starts from the 4 real defects of {mvtec}"
+    assert line(defects=["hole"], in_place=0.5) == f"starts from the 2 real defects of {mvtec}"
+    assert line(plain) == f"from noise: {plain} does not hold the defects that the adapter was trained on"
+    idle = line(plain, in_place=0.5, from_noise=0.1, contrast=None, min_snr=1.0)
+    assert idle.endswith("trained on; without effect: in_place, from_noise, contrast, min_snr")
+    assert line(mask_bank=tmp_path / "mine") == f"from noise: the masks in {tmp_path / 'mine'} come without images"
+    assert line(masks="perlin") == "from noise: masks=perlin" and line(strength=1.0) == "from noise: strength=1"
+    assert line(fills=True) == "fills masks with the product as it should be"
+
+
+def test_first_line_is_printed(adapter, mvtec, tmp_path, capsys):
+    synthesize(settings(adapter, mvtec, tmp_path / "set", count=1))
+    assert capsys.readouterr().out.splitlines()[0] == f"starts from the 4 real defects of {mvtec}"
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "num_inference_steps"])
+def test_no_steps_and_less_than_no_guidance_are_refused(adapter, mvtec, tmp_path, name):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"{name}={value} has to be at least 1"):
+            settings(adapter, mvtec, tmp_path / "set", **{name: value})
+
+
+def test_two_normal_images_of_one_name_are_refused_before_the_work(adapter, mvtec, tmp_path, monkeypatch):
+    (mvtec / "train/normal").mkdir()
+    shutil.copy(mvtec / "train/good/001.png", mvtec / "train/normal/000.png")
+    monkeypatch.setattr(synthesis, "Synthesizer", None)
+    with pytest.raises(ValueError, match=r"normal/000\.png: has the same file name as .*good/000\.png\. Rename one"):
+        synthesize(settings(adapter, mvtec, tmp_path / "set"))
+    assert list((tmp_path / "set").iterdir()) == [], "so that the renamed ones are not another set's"
+
+
+def test_folder_that_only_has_the_name_of_the_category_is_not_its_data(adapter, mvtec, tmp_path):
+    (mvtec / "plate").mkdir()
+    synthesize(settings(adapter, mvtec, tmp_path / "set", count=1, category="plate"))
+    assert next(LabelledSet(tmp_path / "set").records())["normal"].startswith("train/good/")
+
+
+def test_nothing_is_written_among_what_was_not_made_here(adapter, mvtec, btad, paired, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (40, 32)).save(photos / "part.jpg")
+    for folder, first in ((btad, "ground_truth"), (paired, "good"), (photos, r"part\.jpg")):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(ValueError, match=rf"{folder.name}: holds {first} but no synthesis\.json.* as --output"):
+            synthesize(settings(adapter, mvtec, folder))
+        assert sorted(folder.rglob("*")) == before
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/.DS_Store").write_text("hidden")
+    assert synthesize(settings(adapter, mvtec, tmp_path / "new", count=1))["synthesized"] == 1
 
 
 def test_output_that_cannot_be_written_is_refused_first(adapter, mvtec, tmp_path):

@@ -2,7 +2,11 @@
 
 import json
 
+import numpy as np
 from loopback_people import files, metadata, pushed
+from PIL import Image
+
+from sard_lora.labelled import IN_PLACE, LabelledSet
 
 
 def test_data_set_comes_back_byte_for_byte(hub, anna, stranger, synthetic, tmp_path):
@@ -44,6 +48,19 @@ def test_no_path_of_this_machine_is_in_a_pushed_report(hub, anna, synthetic):
     anna.run("push", synthetic, "anna/nut")
     shown = json.loads(pushed(hub, "dataset")["synthesis.json"])
     assert shown == {"settings": {"base": "tile", "seed": 0}, "synthesized": 5}
+
+
+def test_card_says_how_many_pictures_are_of_defective_parts(hub, anna, synthetic):
+    anna.run("push", synthetic, "anna/nut")
+    assert b"The pictures are normal images." in pushed(hub, "dataset")["README.md"]
+    labelled = LabelledSet(synthetic)
+    mask = np.zeros((32, 40), bool)
+    mask[5, 3] = True
+    record = next(labelled.records()) | {"method": IN_PLACE}
+    record = {key: value for key, value in record.items() if not key.endswith("file_name")}
+    labelled.add("bent", "000009", Image.new("RGB", (40, 32)), mask, record)
+    anna.run("push", synthetic, "anna/nut")
+    assert b"**1 of the pictures are real ones of\ndefective parts**" in pushed(hub, "dataset")["README.md"]
 
 
 def test_own_card_of_a_data_set_keeps_its_text_and_licence(hub, anna, synthetic):
