@@ -16,9 +16,9 @@ from sard_lora.layouts import Sample
 
 
 def held_back(category: Category, split: Split) -> tuple[Sample, ...]:
-    """Everything of the groups that are tested on or that set thresholds, unused images included, and all excluded."""
+    """Everything of the groups that are tested on or that set thresholds, unused images included."""
     groups = {sample.group for sample in (*split.threshold, *split.dev, *split.test)}
-    return tuple(s for s in category.samples if s.group in groups or s.image in category.excluded)
+    return tuple(sample for sample in category.samples if sample.group in groups)
 
 
 def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -> None:
@@ -26,18 +26,22 @@ def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -
 
     Two signs are looked for: a training image with the very pixels of a held-back one, and a record (in the PNGs
     that sard-lora writes) which names a held-back image as the normal image or as the origin of the mask. Images
-    made by other programs carry no record: for these only the pixels can be compared.
+    made by other programs carry no record: for these only the pixels can be compared. What the manifest excludes is
+    held back too, but for the pixels of a picture that is there twice and excluded once.
     """
-    forbidden = held_back(category, split)
+    held = held_back(category, split)
+    excluded = [s for s in category.samples if s.image in category.excluded and s not in held]
+    forbidden = (*held, *excluded)
     allowed = set(category.samples) - set(forbidden)
     defects = {_mask_name(sample) for sample in category.samples if sample.mask}
-    by_pixels = _by_pixels(forbidden)
-    if category.excluded:  # perhaps for being there twice
-        twice = _by_pixels(allowed)
-        by_pixels = {d: s for d, s in by_pixels.items() if s.image not in category.excluded or d not in twice}
+    held_pixels, excluded_pixels = _by_pixels(held), _by_pixels(excluded)
     findings = []
     for sample in training:
-        if original := by_pixels.get(_pixel_digest(sample.image)):
+        digest = _pixel_digest(sample.image)
+        original = held_pixels.get(digest)
+        if original is None and digest in excluded_pixels and digest not in _by_pixels(allowed):
+            original = excluded_pixels[digest]
+        if original:
             findings.append(f"{sample.image}: is the held-back image {original.image}")
             continue
         record = read_record(sample.image)

@@ -51,6 +51,21 @@ def test_what_a_manifest_excludes_is_held_back_unless_it_is_there_twice(mvtec, s
         refuse_leaks(samples_with(normal="train/good/001.png"), category, split)
 
 
+def test_an_excluded_picture_of_a_held_back_part_is_held_back_though_it_is_there_twice(mvtec, category, split):
+    tested = next(sample for sample in split.test if sample.defect == "hole")
+    for name in ("test/hole/again.png", "train/good/twice.png"):
+        shutil.copy(mvtec / "test/scratch/000.png", mvtec / name)
+    shutil.copy(tested.mask, mvtec / "ground_truth/hole/again_mask.png")
+    names = [path.relative_to(mvtec).as_posix() for path in sorted(mvtec.glob("t*/*/*.png"))]
+    part = tested.image.relative_to(mvtec).as_posix()
+    rows = [f"{n},{part if n.endswith('again.png') else n},{'x' if n.endswith('again.png') else ''}" for n in names]
+    (mvtec / "manifest.csv").write_text("\n".join(["path,group,exclude", *rows]))
+    category = open_category(mvtec)
+    (twice,) = (sample for sample in category.samples if sample.image.name == "twice.png")
+    with pytest.raises(ValueError, match=r"held-back image .*again.png"):
+        refuse_leaks([twice], category, few_shot_split(category))
+
+
 @pytest.mark.parametrize(
     "record",
     [
