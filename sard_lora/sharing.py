@@ -25,7 +25,7 @@ from sard_lora.adapter_config import (
     SETTINGS_FILE,
     AdapterConfig,
 )
-from sard_lora.atomic import atomic_folder
+from sard_lora.atomic import atomic_folder, is_occupied
 from sard_lora.bases import BASES, hub_id
 from sard_lora.card import ADAPTER_FOLDER, card_of, data_set_card, is_generated, parse_card, read_card
 from sard_lora.hub import Contents, check_name, commit_folder, files_in, find, matching, published, snapshot
@@ -112,7 +112,7 @@ def pull(config: PullConfig) -> Path:
     output = config.output
     if output.exists() and not config.overwrite:
         raise ValueError(f"{output}: exists already. Choose another folder, or pass --overwrite")
-    if output.exists() and _kind(output) is None and (output.is_file() or any(output.iterdir())):
+    if is_occupied(output) and _kind(output) is None:
         raise ValueError(f"{output}: is neither an adapter nor a data set, so it is not overwritten. Choose another")
     kind, commit = find(config.repo, (ADAPTER, DATA_SET), config.revision)
     source = snapshot(config.repo, kind, commit)

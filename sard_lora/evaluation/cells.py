@@ -37,6 +37,7 @@ SYNTHESIS_REVISION = 5
 PACKAGES = ("sard-lora", "torch", "diffusers", "transformers", "monai")
 """Whose versions are kept beside what was trained with them."""
 _CHECKPOINTS = "training-"
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,8 @@ def machine(device: str = "auto") -> str:
 
 def _processor() -> str:
     """Its name where the system tells (Linux), else its kind."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    told = _CPUINFO.read_text(encoding="utf-8") if _CPUINFO.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
     return found[1].strip() if found else platform.machine()
 
 

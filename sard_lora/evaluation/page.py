@@ -94,13 +94,13 @@ def benchmark_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         groups.setdefault((row["dataset"], row["segmenter"]), []).append(row)
     tables = []
     for (dataset, segmenter), rows in groups.items():
-        columns = [[{"text": str(row[name]), "best": False} for row in rows] for name in ("images", "seeds")]
-        for figure, _, more_is_better, in_percent in COLUMNS:
-            columns.append(_spread_cells([row[figure] for row in rows], more_is_better, in_percent))
-        for figure, _, more_is_better, in_percent in OVERALL_COLUMNS:
-            columns.append(_spread_cells([row["overall"][figure] for row in rows], more_is_better, in_percent))
+        headings = ["images", "seeds"]
+        columns = [[{"text": str(row[name]), "best": False} for row in rows] for name in headings]
+        for figures, shown in ((rows, COLUMNS), ([row["overall"] for row in rows], OVERALL_COLUMNS)):
+            for figure, heading, more_is_better, in_percent in shown:
+                headings.append(heading)
+                columns.append(_spread_cells([of[figure] for of in figures], more_is_better, in_percent))
         lines = [{"method": row["method"], "cells": cells} for row, *cells in zip(rows, *columns, strict=True)]
-        headings = ["images", "seeds", *(heading for _, heading, _, _ in (*COLUMNS, *OVERALL_COLUMNS))]
         tables.append({"title": f"{dataset}, {segmenter}", "headings": headings, "rows": lines})
     return tables
 

@@ -1,5 +1,7 @@
 """Cells: trained once, whole or to be continued, and tested on as many sides as wanted."""
 
+import os
+import platform
 from collections import Counter
 from pathlib import Path
 
@@ -52,3 +54,12 @@ def test_sets_of_a_sum_are_seen_equally_often():
     repeats = Counter(sample for sample in joined if sample in real and sample.defect == "hole")
     assert sorted(repeats.values()) == [16, 17, 17]
     assert sorted(evenly([made]), key=str) == sorted(made, key=str)
+
+
+def test_the_processor_is_named_where_the_system_tells(tmp_path, monkeypatch):
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nmodel name\t: Grinder 9000\nprocessor\t: 1\nmodel name\t: Grinder 9000\n")
+    monkeypatch.setattr(cells, "_CPUINFO", told)
+    assert cells.machine("cpu") == f"{os.cpu_count()} cores, Grinder 9000"
+    told.unlink()
+    assert cells.machine("cpu") == f"{os.cpu_count()} cores, {platform.machine()}"
