@@ -17,7 +17,7 @@ from sard_lora.surfaces import PRODUCTS, write_category
 from sard_lora.synthesis import synthesize, verify
 from sard_lora.synthesize_config import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
-from sard_lora.train.joint import AdapterTrainConfig
+from sard_lora.train.adapter_train_config import AdapterTrainConfig
 
 SETTINGS = "demo.json"
 FIGURES = ("miou", "iou_defect", "ap", "auroc", "f1_max")

@@ -102,7 +102,8 @@ def adapter(mvtec: Path, tiny_base: Path, tmp_path: Path):
     from accelerate import Accelerator
 
     from sard_lora.adapter import save_adapter
-    from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
+    from sard_lora.train.adapter_train_config import AdapterTrainConfig
+    from sard_lora.train.joint import AdapterTrainer
 
     config = AdapterTrainConfig(
         data=mvtec, output=tmp_path / "adapter", base=str(tiny_base), rank=4, critic_channels=8, min_side=16, cpu=True

@@ -23,8 +23,9 @@ from sard_lora.atomic import make_folder, require_replaceable
 from sard_lora.config import parse
 from sard_lora.data import few_shot_split, fingerprint, open_category
 from sard_lora.precision import bf16_is_fast
+from sard_lora.train.adapter_train_config import AdapterTrainConfig
 from sard_lora.train.checkpoint import begin, checkpoints, load_state, save_state
-from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
+from sard_lora.train.joint import AdapterTrainer
 
 LOG = "log.jsonl"
 

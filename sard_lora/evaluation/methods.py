@@ -32,7 +32,7 @@ from sard_lora.mask_bank import without_specks
 from sard_lora.synthesis import synthesize
 from sard_lora.synthesize_config import SynthesizeConfig
 from sard_lora.train.adapter import train_adapter
-from sard_lora.train.joint import AdapterTrainConfig
+from sard_lora.train.adapter_train_config import AdapterTrainConfig
 
 PARTS = ("real", *BASELINES, "inpaint", "sard")
 INPAINT: dict[str, Any] = {

@@ -10,7 +10,8 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from sard_lora.adapter import Adapter
 from sard_lora.adapter_config import SETTINGS_FILE
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline
-from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
+from sard_lora.train.adapter_train_config import AdapterTrainConfig
+from sard_lora.train.joint import AdapterTrainer
 
 COMMIT, FINGERPRINT = "a" * 40, "0123456789abcdef"
 

@@ -14,7 +14,7 @@ from sard_lora.adapter import Adapter
 from sard_lora.cli import main
 from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, _choose_weights, adapt
 from sard_lora.train.adapter import train_adapter
-from sard_lora.train.joint import AdapterTrainConfig
+from sard_lora.train.adapter_train_config import AdapterTrainConfig
 
 
 def settings(data, base, output, **changes) -> AdaptConfig:

@@ -20,7 +20,8 @@ from tiny_base import write_tiny_base
 
 from sard_lora.adapter import Adapter, save_adapter
 from sard_lora.train.adapter import train_adapter
-from sard_lora.train.joint import AdapterTrainConfig, AdapterTrainer
+from sard_lora.train.adapter_train_config import AdapterTrainConfig
+from sard_lora.train.joint import AdapterTrainer
 
 SETTINGS = {
     "batch_size": 4,

@@ -17,7 +17,7 @@ from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline, base_signature
-from sard_lora.train.joint import AdapterTrainConfig
+from sard_lora.train.adapter_train_config import AdapterTrainConfig
 
 
 @pytest.fixture
