@@ -1,11 +1,11 @@
 """Train the downstream segmenter: a fixed number of steps on random crops, the same for every kind of training data.
 
-Nothing is selected on any data: no validation, no early stopping, the last weights are the result. Only the threshold
-is set in the end, on normal images of other parts than it was trained on, where it is given some.
+Nothing is selected on any data: no validation, no early stopping, the last weights are the result. Only the thresholds
+are set in the end, on normal images of other parts than it was trained on, where it is given some.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sard_lora.caching import Kept
 from sard_lora.data import THRESHOLD_IMAGES
-from sard_lora.evaluation.metrics import ScoreHistogram, logit_of_share
+from sard_lora.evaluation.metrics import ScoreHistogram, logit_of_share, peak_of_count
 from sard_lora.evaluation.segmenters import (
     Segmenter,
     SegmenterName,
@@ -59,8 +59,11 @@ class SegmenterConfig:
     anomaly_share: float = 0.5
     """Share of the crops that hold a defect; the others come from normal images."""
     false_area: float = 0.0005
-    """Share of the pixels of normal images that may be marked as a defect: the threshold is raised until no more are. 1
-    leaves it where the loss puts it."""
+    """Share of the pixels of normal images that may lie above the threshold, which is raised until no more do. 1 leaves
+    it where the loss puts it."""
+    false_alarms: float | None = 0.25
+    """Regions that may be marked on a normal image, in the mean: those that are nowhere sure enough are left out until
+    no more remain. None leaves out none."""
     seed: int = 0
     """Seeds the initial weights and every step's crops."""
     device: str = "auto"
@@ -78,6 +81,8 @@ class SegmenterConfig:
             raise ValueError(f"anomaly_share={self.anomaly_share}: must be above 0 and at most 1")
         if not 0 < self.false_area <= 1:
             raise ValueError(f"false_area={self.false_area}: must be above 0 and at most 1")
+        if self.false_alarms is not None and self.false_alarms < 0:
+            raise ValueError(f"false_alarms={self.false_alarms}: must be at least 0")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
 
@@ -105,7 +110,7 @@ def train_segmenter(
     `anomalies` have masks; defect types are drawn evenly, then an image of the type. `decoys` are normal images that
     were written into where their mask is, with nothing that is a defect: half of the normal crops show one, labelled
     normal, so that the writing itself is no sign of a defect. `start` is a folder that `save_segmenter` wrote: training
-    goes on from those weights, in place of random ones. `threshold` are normal images to set the threshold on, without
+    goes on from those weights, in place of random ones. `threshold` are normal images to set the thresholds on, without
     them some of `normals`, and then too low: a network knows by heart what it was trained on. `progress` is called with
     the step (from 1) and its loss. The same samples, config and thread count give the same weights, also where the
     training was killed: with a folder for `checkpoints`, which has to be this training's own, it goes on from the
@@ -144,8 +149,9 @@ def train_segmenter(
     if not threshold:
         drawn = np.random.default_rng(config.seed).permutation(len(normals))[:THRESHOLD_IMAGES]
         threshold = [normals[index] for index in drawn]
-    if threshold and config.false_area < 1:
-        _set_threshold(segmenter, threshold, config.false_area)
+    segmenter.settings["peak"] = 0.0  # not that of the segmenter it started from
+    if threshold:
+        _set_thresholds(segmenter, threshold, config)
     return segmenter.eval()
 
 
@@ -177,17 +183,24 @@ def _resume(folder: Path, segmenter: Segmenter, optimizer: torch.optim.Optimizer
     return step
 
 
-def _set_threshold(segmenter: Segmenter, normals: Sequence[Sample], false_area: float) -> None:
-    """Lower all logits until at most `false_area` of the pixels of normal images lie above 0.
+def _set_thresholds(segmenter: Segmenter, normals: Sequence[Sample], config: SegmenterConfig) -> None:
+    """Lower all logits, and set the peak, until as much of normal images is marked as `config` allows.
 
     Half of the crops in training hold a defect, next to none of the pixels at the line: what training calls even odds
-    marks far too much there. So the threshold is set, as at the line, on good parts.
+    marks far too much there. So the thresholds are set, as at the line, on good parts: one for the outline, by the
+    area that is marked, and one that a region has to reach somewhere, by the number of regions, each of which a person
+    looks at in vain.
     """
+
+    def predictions() -> Iterator[Tensor]:
+        return (predict(segmenter, to_tensor(load_image(sample.image))) for sample in normals)
+
     scores = ScoreHistogram()
-    for sample in normals:
-        logits = predict(segmenter, to_tensor(load_image(sample.image)))
+    for logits in predictions():
         scores.add(logits, torch.zeros_like(logits, dtype=torch.bool))
-    segmenter.lower_logits(max(0.0, logit_of_share(scores, false_area)))
+    segmenter.lower_logits(max(0.0, logit_of_share(scores, config.false_area)))
+    if config.false_alarms is not None:
+        segmenter.settings["peak"] = peak_of_count(predictions(), config.false_alarms)
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:

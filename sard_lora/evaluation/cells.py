@@ -30,7 +30,7 @@ from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training
 
 REVISION = 4
 """Raised whenever the same settings give other images or other segmenters: what was kept before is then made anew."""
-PREDICTION_REVISION = 2
+PREDICTION_REVISION = 3
 """Raised whenever the same weights give other predictions: what was trained and tested before is then made anew."""
 SYNTHESIS_REVISION = 5
 """Raised whenever the same adapter and settings give other images: what was made with adapters is then made anew."""

@@ -5,6 +5,7 @@ All figures are fractions in [0, 1], except `false_alarms`, a mean count.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -19,6 +20,10 @@ LIMIT = 20.0
 
 # AUPRO looks at false positive rates up to this, as on MVTec-AD: beyond it no segmentation is of use.
 AUPRO_LIMIT = 0.3
+
+# The logit of a region that is left out, in the bin below 0; and by how much a peak lies above what it leaves out.
+_FAINT = -1e-3
+_ABOVE = 1e-3
 
 # Pixels that touch by a corner are one region, as in MVTec-AD's evaluation: a thin slanted scratch is one defect.
 _NEIGHBOURS = np.ones((3, 3), dtype=bool)
@@ -129,6 +134,28 @@ def logit_of_share(normals: ScoreHistogram, share: float) -> float:
     return LIMIT if not len(few) else few[0].item() * (2 * LIMIT / BINS) - LIMIT
 
 
+def without_faint_regions(logits: Tensor, peak: float) -> Tensor:
+    """Logits (H, W) in which regions above 0 that nowhere reach `peak` are put just below 0.
+
+    Hysteresis thresholding (Canny, "A Computational Approach to Edge Detection", 1986): what is sure somewhere is
+    outlined as far as it is likely, and what is nowhere sure is left out.
+    """
+    labels, peaks = _peaks(logits)
+    faint = torch.cat([torch.tensor([False]), peaks < peak])
+    return torch.where(faint[labels], _FAINT, logits)
+
+
+def peak_of_count(normals: Iterable[Tensor], most: float) -> float:
+    """The lowest `peak` of 0 and more that leaves at most `most` regions on a normal image, in the mean of all.
+
+    `normals` are the logits (H, W) of each, as `without_faint_regions` takes them.
+    """
+    peaks = [_peaks(logits)[1] for logits in normals]
+    allowed = int(most * len(peaks))
+    highest = torch.cat(peaks).sort(descending=True).values
+    return highest[allowed].item() + _ABOVE if allowed < len(highest) else 0.0
+
+
 def false_area(normals: ScoreHistogram) -> float | None:
     """The share of pixels of normal images whose probability is 0.5 or more; None without normal images."""
     above, below = _above_half(normals.negative)
@@ -173,6 +200,13 @@ def _label(region: Tensor) -> tuple[Tensor, int]:
     """The 8-connected regions of a (H, W) bool tensor: (H, W) int64, 0 outside and 1, 2 … inside, and their number."""
     labels, count = ndimage.label(region.numpy(), structure=_NEIGHBOURS)
     return torch.from_numpy(labels).long(), count
+
+
+def _peaks(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The regions of logits (H, W) of 0 and more, labelled as by `_label`, and the highest logit of each."""
+    labels, count = _label(logits >= 0)
+    peaks = ndimage.maximum(logits.numpy(), labels.numpy(), np.arange(1, count + 1))
+    return labels, torch.as_tensor(np.asarray(peaks, dtype=np.float32))
 
 
 def _area_up_to(limit: float, x: Tensor, y: Tensor) -> float:

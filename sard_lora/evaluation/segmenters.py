@@ -21,6 +21,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from sard_lora.atomic import atomic_folder
 from sard_lora.evaluation.bisenet import BISENETV2_WIDTHS, BiSeNetV2, BiSeNetV2Width
+from sard_lora.evaluation.metrics import without_faint_regions
 from sard_lora.precision import mixed_precision
 
 SegmenterName = Literal["unet", "segformer", "bisenetv2"]
@@ -89,6 +90,11 @@ class Segmenter(nn.Module):
     def tile(self) -> int:
         """Pixels that it wants to see at once, a side: as many as in training."""
         return self.settings.get("crop", TILE)
+
+    @property
+    def peak(self) -> float:
+        """The logit that a region above 0 has to reach somewhere to be a defect; set after training."""
+        return self.settings.get("peak", 0.0)
 
     @property
     def output_layers(self) -> list[nn.Conv2d]:
@@ -232,6 +238,8 @@ def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
     It is seen in overlapping tiles of the size of the training crops, whatever its own: attention over a whole image is
     another thing than over a crop. Every tile is seen four times, as it is and mirrored, as in training, and the logits
     are averaged: what one view alone takes for a defect seldom is one.
+
+    What is marked as a defect lies above 0: regions that somewhere reach `segmenter.peak` (`without_faint_regions`).
     """
     segmenter.eval()
     device = next(segmenter.parameters()).device
@@ -244,4 +252,4 @@ def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
 
     with mixed_precision(device):
         logits = sliding_window_inference(images, tile, _TILES_AT_ONCE, mirrored, overlap=0.25, mode="gaussian")
-    return logits[0, 0].float().cpu()
+    return without_faint_regions(logits[0, 0].float().cpu(), segmenter.peak)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from sard_lora.caching import Kept
 from sard_lora.data import few_shot_split, open_category
-from sard_lora.evaluation.segmenters import build_segmenter, predict
-from sard_lora.images import DEFECT, FRINGE
+from sard_lora.evaluation.segmenters import build_segmenter, predict, save_segmenter, to_tensor
+from sard_lora.images import DEFECT, FRINGE, load_image
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train import segmenter
 from sard_lora.train.segmenter import CropSource, SegmenterConfig, segmentation_loss, train_segmenter
@@ -78,9 +79,9 @@ def test_it_learns_to_find_the_defect(split):
     assert (predicted & mask).sum() / (predicted | mask).sum() > 0.5
 
 
-def test_the_threshold_is_set_on_its_own_images(split, monkeypatch):
+def test_the_thresholds_are_set_on_their_own_images(split, monkeypatch):
     seen = []
-    monkeypatch.setattr(segmenter, "_set_threshold", lambda network, normals, share: seen.append(normals))
+    monkeypatch.setattr(segmenter, "_set_thresholds", lambda network, normals, config: seen.append(normals))
     train_segmenter(split.train, split.normals, SegmenterConfig(**TINY), threshold=split.normals[:2])
     train_segmenter(split.train, split.normals[:3], SegmenterConfig(**TINY))
     assert seen[0] == split.normals[:2] and {*seen[1]} == {*split.normals[:3]}
@@ -101,13 +102,45 @@ def test_the_threshold_is_raised_until_few_pixels_of_good_parts_are_marked_and_n
     new.lower_logits(logits().max().item() + 1)
     before = logits()
     assert (before < 0).all()
-    segmenter._set_threshold(new, split.normals, 0.02)
+    config = SegmenterConfig(false_area=0.02, false_alarms=None)
+    segmenter._set_thresholds(new, split.normals, config)
     assert torch.equal(logits(), before)
     new.lower_logits(before.min().item())
-    segmenter._set_threshold(new, split.normals, 0.02)
+    segmenter._set_thresholds(new, split.normals, config)
     after = logits()
     assert 0 < (after >= 0).float().mean() <= 0.02
     assert (after - before).std() < 1e-4, "all logits by the same amount"
+
+
+def test_few_regions_of_good_parts_are_marked_and_the_outline_of_the_others_stays(split):
+    torch.manual_seed(0)
+    new = build_segmenter("unet").eval()
+    images = [to_tensor(load_image(sample.image)) for sample in split.normals]
+
+    def marked() -> list[torch.Tensor]:
+        return [predict(new, image) >= 0 for image in images]
+
+    def regions() -> int:
+        return sum(ndimage.label(mask, np.ones((3, 3)))[1] for mask in marked())
+
+    with torch.no_grad():  # before training it hardly tells anything from anything
+        new.output_layers[0].weight *= 100
+    segmenter._set_thresholds(new, split.normals, SegmenterConfig(false_area=0.2, false_alarms=None))
+    before = marked()
+    assert regions() > len(images)
+    segmenter._set_thresholds(new, split.normals, SegmenterConfig(false_area=0.2, false_alarms=0.5))
+    assert 0 < regions() <= 0.5 * len(images)
+    for mask, all_of_it in zip(marked(), before, strict=True):
+        labels, count = ndimage.label(all_of_it, np.ones((3, 3)))
+        assert all(len(mask[labels == region].unique()) == 1 for region in range(1, count + 1)), "whole or not at all"
+
+
+def test_a_segmenter_that_goes_on_from_another_one_has_thresholds_of_its_own(split, tmp_path):
+    start = build_segmenter("unet")
+    start.settings["peak"] = 15.0
+    save_segmenter(start, tmp_path / "start")
+    trained = train_segmenter(split.train, [], SegmenterConfig(**TINY, anomaly_share=1), start=tmp_path / "start")
+    assert trained.peak == 0
 
 
 def test_the_share_of_crops_that_should_hold_a_defect_holds_one(split):

@@ -10,8 +10,10 @@ from sard_lora.evaluation.metrics import (
     false_alarms,
     false_area,
     overlap_figures,
+    peak_of_count,
     ranking_figures,
     summarise,
+    without_faint_regions,
 )
 
 
@@ -150,6 +152,29 @@ def test_false_alarms_are_the_regions_called_defect_per_good_image():
     scores.add(noisy, nothing)
     assert false_alarms(scores) == 1.0
     assert false_alarms(ScoreHistogram()) is None
+
+
+def test_regions_that_nowhere_reach_the_peak_are_left_out_and_the_others_stay_whole():
+    logits = torch.full((6, 8), -2.0)
+    logits[1, 1], logits[2, 2], logits[2, 3] = 0.5, 0.1, 3.0  # one region, sure in one pixel
+    logits[4, 1:4] = 2.9
+    logits[5, 7] = 0.0
+    left = without_faint_regions(logits, 3.0)
+    wanted = logits.clone()
+    wanted[4, 1:4] = wanted[5, 7] = left[4, 1]
+    assert torch.equal(left, wanted) and -0.01 < left[4, 1] < 0, "still above all that is not marked"
+    assert torch.equal(without_faint_regions(logits, 0.0), logits)
+    assert torch.equal(without_faint_regions(logits - 9, 3.0), logits - 9), "nothing is marked"
+
+
+@pytest.mark.parametrize("most, left", [(0, 0), (0.5, 1), (0.9, 1), (1, 2), (1.5, 3), (9, 3)])
+def test_the_peak_leaves_as_many_regions_as_it_may(most, left):
+    logits = torch.full((2, 5, 9), -1.0)
+    logits[0, 1, 1], logits[0, 3, 3:6], logits[1, 2, 7] = 4.0, 2.0, 3.0
+    peak = peak_of_count(logits, most)
+    regions = _histogram(torch.stack([without_faint_regions(image, peak) for image in logits]), logits < -9)
+    assert regions.predicted_regions == left
+    assert peak == 0 or left < 3
 
 
 def test_a_defect_counts_the_same_in_the_mean_whatever_its_area():
