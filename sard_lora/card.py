@@ -124,8 +124,8 @@ def adapter_card(
 def data_set_card(text: str | None, repo_id: str, name: str, rows: dict[str, int], license: str | None) -> str:
     """The card of a data set: `text`, or one that says what it is; either way with what the Hub must know to show it.
 
-    `rows` are the numbers of "defects", of those "in_place", and of "normal" images. Raises ValueError for a
-    `text` with unreadable metadata.
+    `rows` are the numbers of "defects", of those "in_place" and "drawn", and of "normal" images. Raises ValueError for
+    a `text` with unreadable metadata.
     """
     if text is None or is_generated(text):
         text = _render("data_set_card.md", marker=GENERATED, repo_id=repo_id, name=name, rows=rows)

@@ -27,6 +27,8 @@ from sard_lora.layouts import GOOD, Sample, is_plain_name
 RECORD_KEY = "sard"
 IN_PLACE = "sard in place"
 """The method in the record of an image that is a defective one, its defect drawn anew."""
+DRAWN = "drawn"
+"""The defect, and the method, of an image that shows none of the known defects, but a drawn texture."""
 METADATA, SETTINGS = "metadata.jsonl", "synthesis.json"
 """Files at the root of a set: all records, and the settings that `synthesize` made it with, and its figures."""
 

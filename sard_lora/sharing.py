@@ -8,6 +8,7 @@ stays so.
 import json
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from sard_lora.atomic import atomic_folder, is_occupied
 from sard_lora.bases import BASES, hub_id
 from sard_lora.card import ADAPTER_FOLDER, card_of, data_set_card, is_generated, parse_card, read_card
 from sard_lora.hub import Contents, check_name, commit_folder, files_in, find, matching, published, snapshot
-from sard_lora.labelled import IN_PLACE, METADATA, LabelledSet
+from sard_lora.labelled import DRAWN, IN_PLACE, METADATA, LabelledSet
 from sard_lora.labelled import SETTINGS as REPORT
 from sard_lora.shards import DEFECTS, NORMAL, read_shards, write_shards
 
@@ -184,7 +185,8 @@ def push_data_set(
     with tempfile.TemporaryDirectory(prefix="sard-lora-push-") as temporary:
         folder = Path(temporary)
         rows = write_shards(source, folder / "data")
-        rows["in_place"] = sum(record.get("method") == IN_PLACE for record in LabelledSet(source).records())
+        methods = Counter(record.get("method") for record in LabelledSet(source).records())
+        rows |= {"in_place": methods[IN_PLACE], "drawn": methods[DRAWN]}
         _copy(source, folder, (REPORT,))
         _strip_path_of_base(folder / REPORT)
         text, own = None, None

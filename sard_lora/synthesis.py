@@ -20,17 +20,17 @@ from sard_lora.adapter import Adapter
 from sard_lora.atomic import make_folder, write_text
 from sard_lora.data import category_folder, fingerprint, normal_images
 from sard_lora.images import load_image
-from sard_lora.labelled import SETTINGS, LabelledSet
+from sard_lora.labelled import DRAWN, SETTINGS, LabelledSet
 from sard_lora.layouts import Sample
 from sard_lora.mask_bank import MaskBank
 from sard_lora.synthesize_config import (
     SynthesizeConfig,
-    chosen_in_place,
+    chosen_shares,
     chosen_strength,
     default_candidates,
     starting_point,
 )
-from sard_lora.synthesizer import Candidate, Draw, Job, Synthesizer, compose, mask_bank, mask_digest
+from sard_lora.synthesizer import Candidate, Draw, Job, Synthesizer, compose, is_chosen, mask_bank, mask_digest
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     for defect in config.defects or adapter.config.defects:
         bank.for_defect(defect)
     normals = normal_images(config.data, config.category)
-    config = replace(config, in_place=chosen_in_place(config, bank, normals))
+    config = replace(config, **chosen_shares(config, bank, normals))
     settings = _settings(config, adapter, bank, normals)
     seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)
@@ -59,13 +59,13 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     if not (config.output / SETTINGS).is_file():
         write_text(config.output / SETTINGS, json.dumps({"settings": settings}, indent=2) + "\n")
     print(starting_point(config, bank))
-    jobs = _plan(config, adapter)
+    jobs = _plan(config, adapter, config.drawn if settings["strength"] < 1 and not config.fills else 0.0)
     per_batch = max(1, config.batch_size // settings["candidates"])
     batches = [jobs[start : start + per_batch] for start in range(0, len(jobs), per_batch)]
     bar = tqdm(total=len(jobs), desc="synthesize")
     synthesizer = None
     for batch in batches:
-        if not all(labelled.has(job.defect, job.name) for job in batch):
+        if not all(labelled.has(job.folder, job.name) for job in batch):
             synthesizer = synthesizer or Synthesizer(adapter, config)
             _make_batch(synthesizer, batch, normals, labelled)
         bar.update(len(batch))
@@ -126,7 +126,7 @@ def _make_batch(
             if 2 * sum(np.count_nonzero(part & draw.core) for part, _ in best) < np.count_nonzero(draw.core):
                 continue
             waiting.remove(job)
-            if not labelled.has(job.defect, job.name):
+            if not labelled.has(job.folder, job.name):
                 _write(synthesizer, draw, best, labelled)
         if not waiting:
             return
@@ -139,14 +139,23 @@ def _write(
     config, job = synthesizer.config, draw.job
     image, mask, core, record = compose(synthesizer, draw, best)
     record |= {"normal": draw.source.relative_to(category_folder(config.data, config.category)).as_posix()}
-    labelled.add(job.defect, job.name, image, mask, record, core)
+    labelled.add(job.folder, job.name, image, mask, record, core)
 
 
-def _plan(config: SynthesizeConfig, adapter: Adapter) -> list[Job]:
+def _plan(config: SynthesizeConfig, adapter: Adapter, drawn: float = 0.0) -> list[Job]:
+    """All images of the set, a share of them `drawn`; a larger set begins with those of a smaller one."""
     defects = config.defects or adapter.config.defects
-    total = config.count * len(defects) if config.per_defect else config.count
-    turns = [divmod(number, len(defects)) for number in range(total)]
-    return [Job(number, defects[kind], f"{turn:06d}", turn) for number, (turn, kind) in enumerate(turns)]
+    jobs: list[Job] = []
+    known, others = 0, 0
+    while known < config.count * len(defects) if config.per_defect else len(jobs) < config.count:
+        if is_chosen(len(jobs), drawn):
+            jobs.append(Job(len(jobs), defects[others % len(defects)], f"{others:06d}", drawn=True))
+            others += 1
+        else:
+            turn, kind = divmod(known, len(defects))
+            jobs.append(Job(len(jobs), defects[kind], f"{turn:06d}", turn))
+            known += 1
+    return jobs
 
 
 def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, Any]:
@@ -191,13 +200,14 @@ def _check_same_settings(output: Path, settings: dict[str, Any]) -> float:
 def _report(labelled: LabelledSet, jobs: Sequence[Job], settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     records = list(labelled.records())
     done = {(record["defect"], Path(record["file_name"]).stem) for record in records}
-    missing = [job for job in jobs if (job.defect, job.name) not in done]
+    missing = [job for job in jobs if (job.folder, job.name) not in done]
+    kinds = [*settings["defects"], *([DRAWN] if settings["drawn"] else [])]
     return {
         "settings": settings,
         "synthesized": len(records),
         "rejected": sum(record["rejected"] for record in records) + sum(job.rejected for job in missing),
         "given_up": len(missing),
-        "per_defect": {d: sum(record["defect"] == d for record in records) for d in settings["defects"]},
+        "per_defect": {d: sum(record["defect"] == d for record in records) for d in kinds},
         "seconds": round(seconds, 1),
     }
 

@@ -16,6 +16,8 @@ CANDIDATES = 3
 """How many are made for each mask of a defect from noise alone."""
 IN_PLACE_SHARE = 0.5
 """How many of the images are in place, where parts are aligned."""
+DRAWN_SHARE = 0.25
+"""How many of the images show a drawn texture, where parts are not aligned."""
 
 
 @dataclass
@@ -78,6 +80,10 @@ class SynthesizeConfig:
     """Share of the images, of those that start from real defects, that are the defective pictures themselves, each with
     its defect drawn anew where it is; every picture in turn. Default: 0.5 where good parts look alike place by place,
     as objects in one pose do, else 0 (`sard_lora.product.are_aligned`)."""
+    drawn: float | None = None
+    """Share of the images that show none of the known defects but a drawn texture under a mask of any shape, on which
+    diffusion goes on: for what looks as none of the few defects does. They are a defect of their own, `drawn`. Default:
+    0.25 where diffusion starts from real defects of all kinds and parts do not look alike place by place, else 0."""
     from_noise: float = 0.0
     """Where images start from real defects: share of those not in place that are from noise alone all the same, under
     masks of all kinds (mixed), for shapes that the few defects do not have."""
@@ -107,6 +113,8 @@ class SynthesizeConfig:
             raise ValueError(f"contrast={self.contrast} has to be two factors above 0, the smaller one first")
         if self.min_snr < 0:
             raise ValueError(f"min_snr={self.min_snr} has to be at least 0")
+        if not 0 <= (self.drawn or 0) < 1:
+            raise ValueError(f"drawn={self.drawn} has to be from 0 to below 1")
         for name in ("in_place", "from_noise"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be from 0 to 1")
@@ -129,12 +137,19 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
     return config.strength
 
 
-def chosen_in_place(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> float:
-    """The share `in_place` asked for, or the default: 0 where none starts from a real defect, and for fills."""
-    if config.in_place is not None:
-        return config.in_place
+def chosen_shares(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, float]:
+    """The shares `in_place` and `drawn` asked for, or the defaults.
+
+    These are 0 where none starts from a real defect, and for fills; `drawn` also where some defects are asked for.
+    """
     starts = chosen_strength(config, bank) < 1 and not config.fills
-    return IN_PLACE_SHARE if starts and are_aligned([sample.image for sample in normals]) else 0.0
+    asked = {"in_place": config.in_place, "drawn": 0.0 if config.defects and config.drawn is None else config.drawn}
+    if starts and None in asked.values():
+        aligned = are_aligned([sample.image for sample in normals])
+        default = {"in_place": IN_PLACE_SHARE * aligned, "drawn": DRAWN_SHARE * (not aligned)}
+    else:
+        default = dict.fromkeys(asked, 0.0)
+    return {name: default[name] if share is None else share for name, share in asked.items()}
 
 
 def starting_point(config: SynthesizeConfig, bank: MaskBank) -> str:
@@ -143,7 +158,8 @@ def starting_point(config: SynthesizeConfig, bank: MaskBank) -> str:
         return "fills masks with the product as it should be"
     if chosen_strength(config, bank) < 1:
         count = sum(len(bank.for_defect(defect)) for defect in config.defects or bank.defects)
-        return f"starts from the {count} real defects of {config.data}"
+        drawn = f", {100 * config.drawn:.0f} % of the images from drawn textures" if config.drawn else ""
+        return f"starts from the {count} real defects of {config.data}{drawn}"
     why = f"{config.data} does not hold the defects that the adapter was trained on"
     if config.strength == 1:
         why = "strength=1"
@@ -151,7 +167,7 @@ def starting_point(config: SynthesizeConfig, bank: MaskBank) -> str:
         why = f"masks={config.masks}"
     elif config.mask_bank:
         why = f"the masks in {config.mask_bank} come without images"
-    given = {"in_place": config.in_place, "from_noise": config.from_noise}
+    given = {name: getattr(config, name) for name in ("in_place", "drawn", "from_noise")}
     given |= {name: getattr(config, name) != getattr(SynthesizeConfig, name) for name in ("contrast", "min_snr")}
     idle = ", ".join(name for name, value in given.items() if value)
     return f"from noise: {why}{f'; without effect: {idle}' if idle else ''}"

@@ -20,8 +20,9 @@ from sard_lora.adapter_config import FEATHER_WIDTH
 from sard_lora.critic import rank_score
 from sard_lora.data import named_anomalies
 from sard_lora.detectability import matched_filter_snr
+from sard_lora.foreign import blended, drawn_texture
 from sard_lora.images import load_image
-from sard_lora.labelled import IN_PLACE
+from sard_lora.labelled import DRAWN, IN_PLACE
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.mask_geometry import split_mask
@@ -38,13 +39,22 @@ PLACES = 12
 
 @dataclass
 class Job:
-    """One image to make: number i of the whole set, where it goes, and its `turn` among those of its defect."""
+    """One image to make: number i of the whole set, its defect, its file's name, its `turn` among those of its defect.
+
+    With `drawn` it shows none of the known defects but a drawn texture, under a mask as large as those of `defect`.
+    """
 
     number: int
     defect: str
     name: str
     turn: int = 0
     rejected: int = 0
+    drawn: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The defect that it is filed under."""
+        return DRAWN if self.drawn else self.defect
 
 
 @dataclass
@@ -105,11 +115,11 @@ class Synthesizer:
         """The image, mask and seeds of one attempt; the same for the same (seed, job, attempt)."""
         rng = np.random.default_rng([self.config.seed, job.number, attempt])
         bank = self.bank.for_defect(job.defect)
-        if self.strength < 1 and not self.config.fills and (entry := self._in_place(bank, job.turn)):
+        if self.strength < 1 and not (self.config.fills or job.drawn) and (entry := self._in_place(bank, job.turn)):
             image = load_image(entry.image)
             placement = Placement(entry.mask, entry.mask, entry.origin)
             return replace(self.plan(job, entry.image, image, placement, rng, image), in_place=True)
-        moved = self.strength < 1 and not self._from_noise(job.turn)
+        moved = self.strength < 1 and (job.drawn or not self._from_noise(job.turn))
         if not moved or self.config.fills:
             return self._placed(job, bank, normals, rng, moved)
         best, most = None, -1.0
@@ -128,6 +138,11 @@ class Synthesizer:
         """A normal image and a new mask in it; `moved` with a real defect there, or for fills a piece of a normal."""
         source = normals[rng.integers(len(normals))].image
         image, start = load_image(source), None
+        if job.drawn:
+            placement = sample_mask(bank, foreground(image), rng, source="perlin")
+            texture = drawn_texture(placement.mask.shape, rng)
+            start = Image.fromarray(blended(np.asarray(image), texture, placement.mask, rng))
+            return self.plan(job, source, image, placement, rng, start)
         masks = self.config.masks if moved or self.strength == 1 else "mixed"
         options = self.adapter.config.sampling.mask_options(job.defect)
         placement = sample_mask(bank, foreground(image), rng, source=masks, **options)
@@ -144,7 +159,7 @@ class Synthesizer:
     def _in_place(self, bank: Sequence[BankMask], turn: int) -> BankMask | None:
         """The real defect to draw anew where it is, or None: every one is taken before one is taken again."""
         share = self.config.in_place or 0.0
-        if not _is_chosen(turn, share):
+        if not is_chosen(turn, share):
             return None
         lap, place = divmod(int(turn * share), len(bank))
         return bank[np.random.default_rng([self.config.seed, lap]).permutation(len(bank))[place]]
@@ -152,7 +167,7 @@ class Synthesizer:
     def _from_noise(self, turn: int) -> bool:
         """Whether an image, of those that are not in place, does without a real defect to start from."""
         before = 0 if self.config.fills else int(turn * (self.config.in_place or 0.0))
-        return _is_chosen(turn - before, self.config.from_noise)
+        return is_chosen(turn - before, self.config.from_noise)
 
     def plan(
         self,
@@ -223,7 +238,8 @@ class Synthesizer:
             negative_prompt=self.adapter.prompt(GOOD),
             strength=max(self.strength, 1.001 / settings["num_inference_steps"]) if moved else 1.0,  # one step at least
             feather_width=[
-                FEATHER_WIDTH if draw.in_place else own.sampling.feather_width(draw.job.defect) for draw, _, _ in wanted
+                FEATHER_WIDTH if draw.in_place or draw.job.drawn else own.sampling.feather_width(draw.job.defect)
+                for draw, _, _ in wanted
             ],
             init_image=[draw.start for draw, _, _ in wanted] if moved else None,
             composite=config.composite,
@@ -234,7 +250,7 @@ class Synthesizer:
         )
 
 
-def _is_chosen(number: int, share: float) -> bool:
+def is_chosen(number: int, share: float) -> bool:
     """Whether a thing is among a share of all, which are numbered from 0 and chosen at even distances."""
     return int((number + 1) * share) > int(number * share)
 
@@ -265,14 +281,14 @@ def compose(
     record = {
         "mask_origin": draw.mask_origin,
         "mask_sha256": mask_digest(mask),
-        "defect": job.defect,
+        "defect": job.folder,
         "prompt": synthesizer.adapter.prompt(GOOD if config.fills else job.defect),
         "seed": candidates[0].seed,
         "critic_score": float(np.mean([candidate.score for candidate in candidates])),
         "visibility": min(candidate.visibility for candidate in candidates),
         "parts": len(chosen),
         "rejected": job.rejected,
-        "method": "fill" if config.fills else IN_PLACE if draw.in_place else "sard",
+        "method": "fill" if config.fills else IN_PLACE if draw.in_place else DRAWN if job.drawn else "sard",
     }
     image = image.convert("L") if grey else image
     if config.fills:

@@ -30,6 +30,7 @@ from sard_lora.evaluation.segmenters import (
     to_tensor,
 )
 from sard_lora.images import DEFECT, load_image, load_mask
+from sard_lora.labelled import DRAWN
 from sard_lora.layouts import Sample
 from sard_lora.precision import mixed_precision
 from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
@@ -234,7 +235,10 @@ class CropSource:
             raise ValueError("no anomaly images to train the segmenter on: give at least one image with its mask")
         if not normals and self.anomaly_count < config.batch_size:
             raise ValueError("no normal images to train the segmenter on: give some, or set anomaly_share=1")
-        defects = sorted({sample.defect for sample in anomalies})
+        # What is drawn is no type of defect: it is seen as often as its share of the images, not as a type is.
+        self.drawn = [sample for sample in anomalies if sample.defect == DRAWN]
+        self.drawn_share = len(self.drawn) / len(anomalies)
+        defects = sorted({sample.defect for sample in anomalies} - ({DRAWN} if self.drawn_share < 1 else set()))
         self.by_defect = [[sample for sample in anomalies if sample.defect == defect] for defect in defects]
         self.normals, self.decoys = list(normals), list(decoys)
         self._load = Kept(self._decode, lambda decoded: sum(array.nbytes for array in decoded))
@@ -251,6 +255,8 @@ class CropSource:
             is_anomaly = index < self.anomaly_count
             if is_anomaly:
                 pool = self.by_defect[rng.integers(len(self.by_defect))]
+                if self.drawn and rng.random() < self.drawn_share:
+                    pool = self.drawn
             else:
                 pool = self.decoys if self.decoys and rng.random() < 0.5 else self.normals
             image, mask = self._load(pool[rng.integers(len(pool))])

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from sard_lora.foreign import blended, drawn_texture
 from sard_lora.images import load_image
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
@@ -26,7 +27,6 @@ from sard_lora.margins import fade_margins
 from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.masks import sample_mask
 from sard_lora.product import Grain, foreground, grain_of
-from sard_lora.textures import random_surface
 from sard_lora.transplant import borrowed, transplant
 
 _ATTEMPTS = 50
@@ -110,7 +110,7 @@ def draw_cutpaste(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np
 
 
 def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> Drawing | None:
-    """A foreign texture under a Perlin mask: `M (β I + (1 − β) A)` inside, β in 0.1 … 0.8 (DRAEM, eq. 1).
+    """A foreign texture under a Perlin mask (`sard_lora.foreign`).
 
     As a fill, another normal image in place of the texture.
     """
@@ -120,13 +120,8 @@ def draw_draem(sources: Sources, image: np.ndarray, part: np.ndarray, rng: np.ra
         other = load_image(sources.normals[rng.integers(len(sources.normals))].image)
         texture = np.asarray(other.resize(part.shape[::-1]), np.float32)
     else:
-        texture, _ = random_surface(max(part.shape), rng)
-        texture = texture[: part.shape[0], : part.shape[1]] * 255
-    if np.ptp(image, axis=2).max() == 0:  # on a grey part a coloured texture would be told by its colour alone
-        texture = np.repeat(texture.mean(2, keepdims=True), 3, axis=2)
-    beta = rng.uniform(0.1, 0.8)
-    blended = np.rint(np.clip(beta * image + (1 - beta) * texture, 0, 255)).astype(np.uint8)
-    return Drawing(np.where(mask[..., None], blended, image), mask, placement.origin)
+        texture = drawn_texture(part.shape, rng)
+    return Drawing(blended(image, texture, mask, rng), mask, placement.origin)
 
 
 BASELINES: dict[str, Draw] = {"paste": draw_paste, "cutpaste": draw_cutpaste, "draem": draw_draem}

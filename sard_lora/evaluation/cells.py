@@ -32,7 +32,7 @@ REVISION = 4
 """Raised whenever the same settings give other images or other segmenters: what was kept before is then made anew."""
 PREDICTION_REVISION = 3
 """Raised whenever the same weights give other predictions: what was trained and tested before is then made anew."""
-SYNTHESIS_REVISION = 5
+SYNTHESIS_REVISION = 6
 """Raised whenever the same adapter and settings give other images: what was made with adapters is then made anew."""
 PACKAGES = ("sard-lora", "torch", "diffusers", "transformers", "monai")
 """Whose versions are kept beside what was trained with them."""

@@ -10,10 +10,10 @@ from synthesis_settings import settings
 from sard_lora import synthesis
 from sard_lora import synthesizer as synthesizer_module
 from sard_lora.data import normal_images
-from sard_lora.labelled import IN_PLACE, LabelledSet
+from sard_lora.labelled import DRAWN, IN_PLACE, LabelledSet
 from sard_lora.masks import sample_mask
 from sard_lora.synthesis import synthesize, verify
-from sard_lora.synthesize_config import CANDIDATES, STRENGTH, SynthesizeConfig, chosen_in_place, starting_point
+from sard_lora.synthesize_config import CANDIDATES, STRENGTH, SynthesizeConfig, chosen_shares, starting_point
 from sard_lora.synthesizer import PLACES, Job, Synthesizer, outlined
 
 
@@ -105,16 +105,41 @@ def test_defects_drawn_anew_in_place_keep_their_picture_and_their_label(adapter,
     for lap in (draws[: 2 * len(bank)], draws[2 * len(bank) :]):  # every picture once before one comes again
         assert sorted(draw.source for draw in lap if draw.in_place) == sorted(entry.image for entry in bank)
     looks_alike = "sard_lora.synthesize_config.are_aligned"
-    for aligned, share in ((True, 0.5), (False, 0.0)):
+    open_ones = {"in_place": None, "drawn": None}
+    for aligned, in_place, drawn in ((True, 0.5, 0.0), (False, 0.0, 0.25)):
         monkeypatch.setattr(looks_alike, lambda paths, answer=aligned: answer)
-        by_itself = settings(adapter, mvtec, tmp_path / "own", in_place=None)
-        assert chosen_in_place(by_itself, half.bank, normals) == share
+        by_itself = settings(adapter, mvtec, tmp_path / "own", **open_ones)
+        assert chosen_shares(by_itself, half.bank, normals) == {"in_place": in_place, "drawn": drawn}
+        some = settings(adapter, mvtec, tmp_path / "own", **open_ones, defects=["hole"])
+        assert chosen_shares(some, half.bank, normals) == {"in_place": in_place, "drawn": 0.0}, "these and no others"
     monkeypatch.setattr(looks_alike, lambda paths: pytest.fail("reads pictures for nothing"))
-    for asked, wanted in (({"in_place": 0.2}, 0.2), ({"in_place": None, "fills": True}, 0.0)):
+    for asked, wanted in (({"in_place": 0.2, "drawn": 0.1}, (0.2, 0.1)), (open_ones | {"fills": True}, (0.0, 0.0))):
         given = settings(adapter, mvtec, tmp_path / "own", **asked)
-        assert chosen_in_place(given, half.bank, normals) == wanted
+        assert tuple(chosen_shares(given, half.bank, normals).values()) == wanted
     fills = Synthesizer(adapter, settings(adapter, mvtec, tmp_path / "fills", in_place=1.0, fills=True))
     assert not fills.draw(Job(0, "hole", ""), 0, normals).in_place
+
+
+def test_a_share_shows_none_of_the_known_defects_but_a_drawn_texture(adapter, mvtec, tmp_path):
+    config = settings(adapter, mvtec, tmp_path / "set", count=9, drawn=0.25, min_snr=0.0)
+    report = synthesize(config)
+    assert report["per_defect"] == {"hole": 4, "scratch": 3, DRAWN: 2}
+    assert verify(tmp_path / "set", mvtec) == {"pixels_changed_outside_mask": 0, "labels_equal_written_region": True}
+    drawn = [record for record in LabelledSet(tmp_path / "set").records() if record["defect"] == DRAWN]
+    assert {record["prompt"] for record in drawn} == {adapter.prompt("hole"), adapter.prompt("scratch")}
+    assert {(record["method"], record["mask_origin"]) for record in drawn} == {(DRAWN, "perlin")}
+    synthesizer, normals = Synthesizer(adapter, config), normal_images(mvtec, None)
+    jobs = synthesis._plan(config, adapter, 0.25)
+    assert [job.drawn for job in jobs] == [False, False, False, True] * 2 + [False]
+    start = [np.asarray(synthesizer.draw(jobs[3], attempt, normals).start, float) for attempt in range(2)]
+    assert not np.array_equal(*start)
+    config = settings(adapter, mvtec, tmp_path / "more", count=5, per_defect=True)
+    assert sum(not job.drawn for job in synthesis._plan(config, adapter, 0.25)) == 10, "as many as were asked for"
+    assert synthesis._plan(config, adapter, 0.25)[:9] == jobs, "a larger set begins with the smaller one"
+    folder = tmp_path / "fills"
+    assert synthesize(settings(adapter, mvtec, folder, drawn=0.5, fills=True))["per_defect"][DRAWN] == 0
+    with pytest.raises(ValueError, match="drawn=1"):
+        settings(adapter, mvtec, tmp_path / "set", drawn=1.0)
 
 
 def test_what_is_drawn_is_labelled_where_it_can_be_seen():
@@ -200,10 +225,11 @@ def test_first_line_says_what_is_started_from_and_what_is_without_effect(adapter
         return starting_point(config, synthesizer_module.mask_bank(adapter, config))
 
     assert line() == f"starts from the 4 real defects of {mvtec}"
+    assert line(drawn=0.25) == f"starts from the 4 real defects of {mvtec}, 25 % of the images from drawn textures"
     assert line(defects=["hole"], in_place=0.5) == f"starts from the 2 real defects of {mvtec}"
     assert line(plain) == f"from noise: {plain} does not hold the defects that the adapter was trained on"
-    idle = line(plain, in_place=0.5, from_noise=0.1, contrast=None, min_snr=1.0)
-    assert idle.endswith("trained on; without effect: in_place, from_noise, contrast, min_snr")
+    idle = line(plain, in_place=0.5, drawn=0.1, from_noise=0.1, contrast=None, min_snr=1.0)
+    assert idle.endswith("trained on; without effect: in_place, drawn, from_noise, contrast, min_snr")
     assert line(mask_bank=tmp_path / "mine") == f"from noise: the masks in {tmp_path / 'mine'} come without images"
     assert line(masks="perlin") == "from noise: masks=perlin" and line(strength=1.0) == "from noise: strength=1"
     assert line(fills=True) == "fills masks with the product as it should be"

@@ -1,5 +1,6 @@
 """The segmenter's training: repeatable, balanced, on crops that show what they should, and it learns."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sard_lora.caching import Kept
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation.segmenters import build_segmenter, predict, save_segmenter, to_tensor
 from sard_lora.images import DEFECT, FRINGE, load_image
+from sard_lora.labelled import DRAWN
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.train import segmenter
 from sard_lora.train.segmenter import CropSource, SegmenterConfig, segmentation_loss, train_segmenter
@@ -162,6 +164,18 @@ def test_decoys_are_shown_where_they_were_written_and_labelled_normal(split):
         assert not masks[2:].any()
         shown += (images[2:].amin((1, 2, 3)) < 0.2).sum().item()
     assert 30 < shown < 90
+
+
+def test_drawn_textures_are_seen_as_often_as_their_share_of_the_images(split):
+    """Not as often as a type of defect; here they are those whose whole image is the defect."""
+    whole = split.train[0].mask.with_name("whole.png")
+    Image.new("L", Image.open(split.train[0].image).size, 255).save(whole)
+    drawn = [replace(split.train[0], defect=DRAWN, mask=whole)] * 2
+    source = CropSource([*split.train[:1] * 8, *drawn], split.normals, SegmenterConfig(batch_size=8, crop=32))
+    seen = sum(masks[:4].amin((1, 2, 3)).sum().item() for _, masks in map(source.batch, range(50)))
+    assert 20 <= seen <= 60
+    alone = CropSource(drawn, split.normals, SegmenterConfig(batch_size=8, crop=32))
+    assert alone.batch(0)[1][:4].all()
 
 
 def test_masks_stay_on_their_defects_through_crop_and_flip(split, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 from loopback_people import files, metadata, pushed
 from PIL import Image
 
-from sard_lora.labelled import IN_PLACE, LabelledSet
+from sard_lora.labelled import DRAWN, IN_PLACE, LabelledSet
 
 
 def test_data_set_comes_back_byte_for_byte(hub, anna, stranger, synthetic, tmp_path):
@@ -59,8 +59,11 @@ def test_card_says_how_many_pictures_are_of_defective_parts(hub, anna, synthetic
     record = next(labelled.records()) | {"method": IN_PLACE}
     record = {key: value for key, value in record.items() if not key.endswith("file_name")}
     labelled.add("bent", "000009", Image.new("RGB", (40, 32)), mask, record)
+    labelled.add("drawn", "000000", Image.new("RGB", (40, 32)), mask, record | {"method": DRAWN})
     anna.run("push", synthetic, "anna/nut")
-    assert b"**1 of the pictures are real ones of\ndefective parts**" in pushed(hub, "dataset")["README.md"]
+    card = pushed(hub, "dataset")["README.md"]
+    assert b"**1 of the pictures are real ones of\ndefective parts**" in card
+    assert b"1 images show none of the known defects\nbut a drawn texture" in card
 
 
 def test_own_card_of_a_data_set_keeps_its_text_and_licence(hub, anna, synthetic):
