@@ -13,7 +13,7 @@ set -euo pipefail
 what=${1:-} data=$(realpath "${2:-.}") workers=${3:-1}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python} output=${OUTPUT:-runs/table} results=benchmarks/results
-declare -A in_place=()
+declare -A other_way=()
 
 case $what in
 final)
@@ -25,13 +25,14 @@ ablations)
     options=(--shots 1 --seeds 1 --split dev)
     methods=real,paste,sard
     # strength=0.05 is one step at the least noise: moved real defects, hardly touched by diffusion. By default there is
-    # no guidance (1) and one candidate; half of the cells, and no tile, are written in place.
-    in_place=([magnetic_tile]=0.5 [pv_cell_4bb]=0)
+    # no guidance (1) and one candidate; half of the cells, and no tile, are written in place, and a quarter of the
+    # tiles, and no cell, are drawn.
+    other_way=([magnetic_tile]="sard[in_place=0.5],sard[drawn=0]" [pv_cell_4bb]="sard[in_place=0],sard[drawn=0.25]")
     for change in strength=0.05 strength=1 composite=pixels guidance_scale=2 guidance_scale=3 guidance_scale=5 \
         background=frozen background=off critic=false background=frozen,critic=false background=off,critic=false \
         critic_mask_branch=false background=frozen,critic_mask_branch=false background=off,critic_mask_branch=false \
         region=full candidates=3 min_visibility=0 min_snr=0 contrast=null "contrast=[0.4,1.2],min_snr=0" \
-        "contrast=[1,1.4],min_snr=0" in_place=PLACE from_noise=0.3 count=50 count=800 decoys=200; do
+        "contrast=[1,1.4],min_snr=0" from_noise=0.3 count=50 count=800 decoys=200; do
         methods+=",sard[$change]"
     done
     for shots in 3 5 null; do # null: a third of all parts
@@ -55,7 +56,7 @@ esac
 trap '"$python" benchmarks/figures.py pack "$output" $results/figures.json' EXIT # also of one that was stopped
 for name in magnetic_tile pv_cell_4bb; do
     "$python" -m sard_lora.cli benchmark --data "$output/data/$name" "${options[@]}" \
-        --methods "${methods/PLACE/${in_place[$name]-}}" --segmenters "$segmenters" --output "$output" --workers "$workers"
+        --methods "$methods${other_way[$name]:+,${other_way[$name]}}" --segmenters "$segmenters" --output "$output" --workers "$workers"
     suffix=$([ "$what" = final ] || echo "_$what")
     for ending in json md; do # whose command takes the data set as parts.py left it
         sed "s|sard-lora benchmark --data|benchmarks/tables.sh $what DATA: &|" "$output/benchmark.$ending" \
