@@ -28,6 +28,7 @@ from sard_lora.synthesize_config import (
     chosen_shares,
     chosen_strength,
     default_candidates,
+    has_starts,
     starting_point,
 )
 from sard_lora.synthesizer import Candidate, Draw, Job, Synthesizer, compose, is_chosen, mask_bank, mask_digest
@@ -51,6 +52,11 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         bank.for_defect(defect)
     normals = normal_images(config.data, config.category)
     config = replace(config, **chosen_shares(config, bank, normals))
+    drawn = config.drawn if has_starts(config, bank) else 0.0
+    if drawn and DRAWN in adapter.config.defects:
+        raise ValueError(
+            f"{config.adapter}: knows a defect {DRAWN!r}, the name under which drawn textures are filed; give --drawn 0"
+        )
     settings = _settings(config, adapter, bank, normals)
     seconds_before = _check_same_settings(make_folder(config.output), settings)
     labelled = LabelledSet(config.output)
@@ -59,7 +65,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     if not (config.output / SETTINGS).is_file():
         write_text(config.output / SETTINGS, json.dumps({"settings": settings}, indent=2) + "\n")
     print(starting_point(config, bank))
-    jobs = _plan(config, adapter, config.drawn if settings["strength"] < 1 and not config.fills else 0.0)
+    jobs = _plan(config, adapter, drawn)
     per_batch = max(1, config.batch_size // settings["candidates"])
     batches = [jobs[start : start + per_batch] for start in range(0, len(jobs), per_batch)]
     bar = tqdm(total=len(jobs), desc="synthesize")

@@ -137,14 +137,18 @@ def chosen_strength(config: SynthesizeConfig, bank: MaskBank) -> float:
     return config.strength
 
 
+def has_starts(config: SynthesizeConfig, bank: MaskBank) -> bool:
+    """Whether defects are made from something that shows one; raises as `chosen_strength`."""
+    return chosen_strength(config, bank) < 1 and not config.fills
+
+
 def chosen_shares(config: SynthesizeConfig, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, float]:
     """The shares `in_place` and `drawn` asked for, or the defaults.
 
     These are 0 where none starts from a real defect, and for fills; `drawn` also where some defects are asked for.
     """
-    starts = chosen_strength(config, bank) < 1 and not config.fills
     asked = {"in_place": config.in_place, "drawn": 0.0 if config.defects and config.drawn is None else config.drawn}
-    if starts and None in asked.values():
+    if has_starts(config, bank) and None in asked.values():
         aligned = are_aligned([sample.image for sample in normals])
         default = {"in_place": IN_PLACE_SHARE * aligned, "drawn": DRAWN_SHARE * (not aligned)}
     else:
@@ -156,7 +160,7 @@ def starting_point(config: SynthesizeConfig, bank: MaskBank) -> str:
     """What diffusion starts from, in a line, and which of the settings that were given are then without effect."""
     if config.fills:
         return "fills masks with the product as it should be"
-    if chosen_strength(config, bank) < 1:
+    if has_starts(config, bank):
         count = sum(len(bank.for_defect(defect)) for defect in config.defects or bank.defects)
         drawn = f", {100 * config.drawn:.0f} % of the images from drawn textures" if config.drawn else ""
         return f"starts from the {count} real defects of {config.data}{drawn}"

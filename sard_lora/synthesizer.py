@@ -135,7 +135,10 @@ class Synthesizer:
     def _placed(
         self, job: Job, bank: Sequence[BankMask], normals: Sequence[Sample], rng: np.random.Generator, moved: bool
     ) -> Draw:
-        """A normal image and a new mask in it; `moved` with a real defect there, or for fills a piece of a normal."""
+        """A normal image and a new mask in it; `moved` with a real defect there, or for fills a piece of a normal.
+
+        What is drawn has a texture there, under a mask of any shape.
+        """
         source = normals[rng.integers(len(normals))].image
         image, start = load_image(source), None
         if job.drawn:

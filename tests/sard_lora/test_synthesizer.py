@@ -131,8 +131,10 @@ def test_a_share_shows_none_of_the_known_defects_but_a_drawn_texture(adapter, mv
     synthesizer, normals = Synthesizer(adapter, config), normal_images(mvtec, None)
     jobs = synthesis._plan(config, adapter, 0.25)
     assert [job.drawn for job in jobs] == [False, False, False, True] * 2 + [False]
-    start = [np.asarray(synthesizer.draw(jobs[3], attempt, normals).start, float) for attempt in range(2)]
-    assert not np.array_equal(*start)
+    draw = synthesizer.draw(jobs[3], 0, normals)
+    changed = (np.asarray(draw.start) != np.asarray(draw.image)).any(2)
+    assert changed[draw.mask].mean() > 0.5 and not changed[~draw.mask].any()
+    assert np.array_equal(draw.core, draw.mask), "it does not fade out"
     config = settings(adapter, mvtec, tmp_path / "more", count=5, per_defect=True)
     assert sum(not job.drawn for job in synthesis._plan(config, adapter, 0.25)) == 10, "as many as were asked for"
     assert synthesis._plan(config, adapter, 0.25)[:9] == jobs, "a larger set begins with the smaller one"
@@ -140,6 +142,13 @@ def test_a_share_shows_none_of_the_known_defects_but_a_drawn_texture(adapter, mv
     assert synthesize(settings(adapter, mvtec, folder, drawn=0.5, fills=True))["per_defect"][DRAWN] == 0
     with pytest.raises(ValueError, match="drawn=1"):
         settings(adapter, mvtec, tmp_path / "set", drawn=1.0)
+    # A data set may call a defect of its own so.
+    config_file = adapter.folder / "sard_config.json"
+    config_file.write_text(config_file.read_text().replace("hole", DRAWN))
+    for folder in (mvtec / "test", mvtec / "ground_truth", adapter.folder / "masks"):
+        (folder / "hole").rename(folder / DRAWN)
+    with pytest.raises(ValueError, match=rf"{adapter.folder.name}: knows a defect 'drawn'.*--drawn 0"):
+        synthesize(settings(adapter, mvtec, tmp_path / "own", drawn=0.25))
 
 
 def test_what_is_drawn_is_labelled_where_it_can_be_seen():
