@@ -9,11 +9,12 @@
 # Stopped and started again it goes on, here or, from the figures in results/figures.json, on another machine. On a GPU
 # as many WORKERS as cores are worth it, under NVIDIA's MPS (nvidia-cuda-mps-control -d), without which processes on one
 # GPU wait for one another.
-set -euo pipefail
+set -feuo pipefail
 what=${1:-} data=$(realpath "${2:-.}") workers=${3:-1}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python} output=${OUTPUT:-runs/table} results=benchmarks/results
-declare -A other_way=()
+rows=()
+declare -A more=() # rows of one data set alone
 
 case $what in
 final)
@@ -26,15 +27,14 @@ ablations)
     methods=real,paste,sard
     # strength=0.05 is one step at the least noise: moved real defects, hardly touched by diffusion. By default there is
     # no guidance (1) and one candidate; half of the cells, and no tile, are written in place, and a quarter of the
-    # tiles, and no cell, are drawn.
-    other_way=([magnetic_tile]="sard[in_place=0.5],sard[drawn=0]" [pv_cell_4bb]="sard[in_place=0],sard[drawn=0.25]")
-    for change in strength=0.05 strength=1 composite=pixels guidance_scale=2 guidance_scale=3 guidance_scale=5 \
-        background=frozen background=off critic=false background=frozen,critic=false background=off,critic=false \
-        critic_mask_branch=false background=frozen,critic_mask_branch=false background=off,critic_mask_branch=false \
-        region=full candidates=3 min_visibility=0 min_snr=0 contrast=null "contrast=[0.4,1.2],min_snr=0" \
-        "contrast=[1,1.4],min_snr=0" from_noise=0.3 count=50 count=800 decoys=200; do
-        methods+=",sard[$change]"
-    done
+    # tiles, and no cell, are drawn. A set of cells takes five times as long as one of tiles: they have fewer rows.
+    rows=(strength=0.05 strength=1 composite=pixels background=frozen critic=false background=off,critic=false
+        region=full count=50 decoys=200)
+    more=([magnetic_tile]="in_place=0.5 drawn=0 guidance_scale=2 guidance_scale=3 guidance_scale=5 background=off
+        background=frozen,critic=false critic_mask_branch=false background=frozen,critic_mask_branch=false
+        background=off,critic_mask_branch=false candidates=3 min_visibility=0 min_snr=0 contrast=null
+        contrast=[0.4,1.2],min_snr=0 contrast=[1,1.4],min_snr=0 from_noise=0.3 count=800"
+        [pv_cell_4bb]="in_place=0 guidance_scale=3")
     for shots in 3 5 null; do # null: a third of all parts
         methods+=",real[shots=$shots],paste[shots=$shots],sard[shots=$shots]"
     done
@@ -55,8 +55,10 @@ esac
 [ ! -f $results/figures.json ] || "$python" benchmarks/figures.py unpack "$output" $results/figures.json
 trap '"$python" benchmarks/figures.py pack "$output" $results/figures.json' EXIT # also of one that was stopped
 for name in magnetic_tile pv_cell_4bb; do
+    own=$methods
+    for change in "${rows[@]}" ${more[$name]:-}; do own+=",sard[$change]"; done
     "$python" -m sard_lora.cli benchmark --data "$output/data/$name" "${options[@]}" \
-        --methods "$methods${other_way[$name]:+,${other_way[$name]}}" --segmenters "$segmenters" --output "$output" --workers "$workers"
+        --methods "$own" --segmenters "$segmenters" --output "$output" --workers "$workers"
     suffix=$([ "$what" = final ] || echo "_$what")
     for ending in json md; do # whose command takes the data set as parts.py left it
         sed "s|sard-lora benchmark --data|benchmarks/tables.sh $what DATA: &|" "$output/benchmark.$ending" \
