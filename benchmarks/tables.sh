@@ -27,7 +27,7 @@ ablations)
     methods=real,paste,sard
     # strength=0.05 is one step at the least noise: moved real defects, hardly touched by diffusion. By default there is
     # no guidance (1) and one candidate; half of the cells, and no tile, are written in place, and a quarter of the
-    # tiles, and no cell, are drawn. A set of cells takes five times as long as one of tiles: they have fewer rows.
+    # tiles, and no cell, are drawn. A set of cells takes about four times as long as one of tiles: they have fewer rows.
     rows=(strength=0.05 strength=1 composite=pixels background=frozen critic=false background=off,critic=false
         region=full count=50 decoys=200)
     more=([magnetic_tile]="in_place=0.5 drawn=0 guidance_scale=2 guidance_scale=3 guidance_scale=5 background=off
