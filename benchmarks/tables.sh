@@ -23,7 +23,7 @@ final)
     segmenters=unet,segformer
     ;;
 ablations)
-    options=(--shots 1 --seeds 1 --split dev)
+    options=(--shots 1 --seeds 1 --split dev --fidelity false)
     methods=real,paste,sard
     # strength=0.05 is one step at the least noise: moved real defects, hardly touched by diffusion. By default there is
     # no guidance (1) and one candidate; half of the cells, and no tile, are written in place, and a quarter of the
@@ -41,7 +41,7 @@ ablations)
     segmenters=unet
     ;;
 shortcut)
-    options=(--shots 1 --seeds 1 --split dev --fills 200)
+    options=(--shots 1 --seeds 1 --split dev --fills 200 --fidelity false)
     methods=real,paste,cutpaste,draem,inpaint,sard
     segmenters=unet
     ;;

@@ -51,8 +51,10 @@ class BenchmarkConfig:
     fills: int = 0
     """Fills of every method for the shortcut test (`sard_lora.evaluation.shortcut`), with the first segmenter and
     seed; 0 leaves it out."""
+    fidelity: bool = True
+    """How exact and how real the set of every method is, of the first seed (`sard_lora.evaluation.fidelity`)."""
     perceptual: bool = False
-    """Also KID and IC-LPIPS of every set: needs `pip install torch-fidelity` and downloads its networks once."""
+    """With fidelity, KID and IC-LPIPS of every set: needs `pip install torch-fidelity`, downloads its networks once."""
     split: Literal["dev", "test"] = "test"
     """Which half of the held-back images: choices are made on dev, final figures on test."""
     device: str = "auto"

@@ -175,6 +175,8 @@ class CategoryBenchmark:
 
     def fidelity_methods(self) -> list[str]:
         """Those whose fidelity is measured: of one part, and none where no U-Net sees the real defects alone."""
+        if not self.config.fidelity:
+            return []
         methods, segmenters = split_names(self.config.methods), split_names(self.config.segmenters)
         if FIDELITY_NETWORK[0] not in methods or FIDELITY_NETWORK[1] not in segmenters:
             return []

@@ -176,6 +176,10 @@ def test_what_was_measured_before_is_no_task_again(small, monkeypatch):
     small.methods, small.seeds = "real,paste,paste+real", 1
     benches = [CategoryBenchmark(small, category) for category in find_categories(small.data)]
     assert "plate, fidelity" in {task.name for task in module._tasks(small, benches)}
+    small.fidelity = False
+    assert "plate, fidelity" not in {task.name for task in module._tasks(small, benches)}
+    assert benchmark(small)["fidelity"] == []
+    small.fidelity = True
     benchmark(small)
     for folder in (small.output / "plate").glob("seed0"):
         shutil.rmtree(folder)
