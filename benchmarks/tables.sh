@@ -28,13 +28,12 @@ ablations)
     # strength=0.05 is one step at the least noise: moved real defects, hardly touched by diffusion. By default there is
     # no guidance (1) and one candidate; half of the cells, and no tile, are written in place, and a quarter of the
     # tiles, and no cell, are drawn. A set of cells takes about four times as long as one of tiles: they have fewer rows.
-    rows=(strength=0.05 strength=1 composite=pixels background=frozen critic=false background=off,critic=false
-        region=full count=50 decoys=200)
-    more=([magnetic_tile]="in_place=0.5 drawn=0 guidance_scale=2 guidance_scale=3 guidance_scale=5 background=off
-        background=frozen,critic=false critic_mask_branch=false background=frozen,critic_mask_branch=false
-        background=off,critic_mask_branch=false candidates=3 min_visibility=0 min_snr=0 contrast=null
+    rows=(strength=0.05 strength=1 composite=pixels background=off,critic=false critic=false region=full count=50)
+    more=([magnetic_tile]="background=frozen in_place=0.5 drawn=0 guidance_scale=2 guidance_scale=3 guidance_scale=5
+        background=off background=frozen,critic=false critic_mask_branch=false background=frozen,critic_mask_branch=false
+        background=off,critic_mask_branch=false candidates=3 min_visibility=0 min_snr=0 contrast=null decoys=200
         contrast=[0.4,1.2],min_snr=0 contrast=[1,1.4],min_snr=0 from_noise=0.3 count=800"
-        [pv_cell_4bb]="in_place=0 guidance_scale=3")
+        [pv_cell_4bb]="in_place=0")
     for shots in 3 5 null; do # null: a third of all parts
         methods+=",real[shots=$shots],paste[shots=$shots],sard[shots=$shots]"
     done
