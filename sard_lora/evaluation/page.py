@@ -88,7 +88,8 @@ def write_benchmark_page(
 
 
 def benchmark_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A table for each data set and segmenter; cells are "mean ± deviation", the best mean of a column is marked."""
+    """A table for each data set and segmenter; cells are "mean ± deviation", of one seed its figure alone; the best
+    mean of a column is marked."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in report["rows"]:
         groups.setdefault((row["dataset"], row["segmenter"]), []).append(row)
@@ -111,8 +112,9 @@ def _spread_cells(
     means = [value["mean"] for value in values if value]
     best = (max if more_is_better else min)(means) if len(means) > 1 else None
     digits = 1 if in_percent else 2
+    shown = ("mean", "std") if any(value and len(value["values"]) > 1 for value in values) else ("mean",)
     return [
-        {"text": f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}", "best": value["mean"] == best}
+        {"text": " ± ".join(f"{value[name]:.{digits}f}" for name in shown), "best": value["mean"] == best}
         if value
         else {"text": "–", "best": False}
         for value in values

@@ -39,12 +39,19 @@ def test_without_good_images_there_are_no_alarms(tmp_path, settings):
 
 
 def test_the_table_marks_the_best_of_a_column_and_says_what_it_shows(tmp_path, settings):
-    outcomes = [outcome(tmp_path, 0, "real", 0.6, 2.0), outcome(tmp_path, 0, "sard", 0.75, 1.0)]
+    outcomes = [outcome(tmp_path, seed, "real", 0.5 + seed / 5, 2.0) for seed in (0, 1)]
+    outcomes += [outcome(tmp_path, seed, "sard", 0.75, 1.0) for seed in (0, 1)]
     text = markdown(build_report(outcomes, settings, "sard-lora benchmark --data plate"))
     table = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| ")]
     heads, real, sard = table
     at = {head: number for number, head in enumerate(heads)}
-    assert sard[at["mIoU"]] == "**75.0 ± 0.0**" and real[at["mIoU"]] == "60.0 ± 0.0"
+    assert sard[at["mIoU"]] == "**75.0 ± 0.0**" and real[at["mIoU"]] == "60.0 ± 14.1"
     assert sard[at["mIoU, all pixels"]] == "**65.0 ± 0.0**"
     assert sard[at["false alarms per good image"]] == "**1.00 ± 0.00**", "fewer are better"
     assert "Means over the defect types" in text and "`sard-lora benchmark --data plate` on 2 cores" in text
+
+
+def test_one_seed_has_no_deviation_in_the_table(tmp_path, settings):
+    text = markdown(build_report([outcome(tmp_path, 0, "real", 0.6)], settings, "the command"))
+    (row,) = (line for line in text.splitlines() if line.startswith("| real"))
+    assert "| 60.0 |" in row and "| 1.50 |" in row and "±" not in row
