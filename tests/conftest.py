@@ -8,6 +8,8 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_base import write_tiny_base
 
+from sard_lora import precision
+
 WIDTH, HEIGHT = 40, 32
 
 
@@ -120,3 +122,9 @@ def fresh_accelerator_state():
     AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
+
+
+@pytest.fixture
+def fp32(monkeypatch):
+    """No bf16, whatever the machine: for what is compared more closely than bf16 rounds."""
+    monkeypatch.setattr(precision, "bf16_is_fast", lambda device: False)

@@ -90,7 +90,7 @@ def test_the_thresholds_are_set_on_their_own_images(split, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["unet", "segformer", "bisenetv2"])
-def test_the_threshold_is_raised_until_few_pixels_of_good_parts_are_marked_and_never_lowered(split, name):
+def test_the_threshold_is_raised_until_few_pixels_of_good_parts_are_marked_and_never_lowered(split, name, fp32):
     images = [
         torch.from_numpy(np.array(Image.open(sample.image).convert("RGB"))).permute(2, 0, 1) for sample in split.normals
     ]

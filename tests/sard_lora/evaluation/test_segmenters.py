@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from sard_lora import precision
 from sard_lora.evaluation import segmenters
 from sard_lora.evaluation.segmenters import build_segmenter, load_segmenter, predict, save_segmenter
 
@@ -101,12 +100,6 @@ def test_a_saved_segmenter_predicts_the_same_to_the_bit(name, tmp_path, monkeypa
     assert torch.equal(predict(loaded, image), predict(segmenter, image))
     assert loaded.settings == segmenter.settings
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
-
-
-@pytest.fixture
-def fp32(monkeypatch):
-    """No bf16, whatever the machine: for what is compared more closely than bf16 rounds."""
-    monkeypatch.setattr(precision, "bf16_is_fast", lambda device: False)
 
 
 @pytest.mark.parametrize("name", ["unet", "segformer", "bisenetv2"])
