@@ -14,6 +14,11 @@ def bf16_is_fast(device: torch.device) -> bool:
     return bool(capabilities().get("amx_bf16", False))
 
 
+def precision_name(device: torch.device) -> str:
+    """bf16 or fp32: what `mixed_precision` computes in."""
+    return "bf16" if bf16_is_fast(device) else "fp32"
+
+
 def mixed_precision(device: torch.device) -> torch.autocast:
     """bf16 autocast where it is fast, else a context that changes nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))

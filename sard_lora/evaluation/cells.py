@@ -26,6 +26,7 @@ from sard_lora.evaluation.metrics import ScoreHistogram, summarise
 from sard_lora.evaluation.segmenters import Segmenter, load_segmenter, predict, save_segmenter, to_tensor
 from sard_lora.images import load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
+from sard_lora.precision import precision_name
 from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training_device
 
 REVISION = 4
@@ -110,7 +111,7 @@ class Cell:
             result = {
                 "train_images": len(set(anomalies)),
                 "train_seconds": round(time.perf_counter() - begun, 1),  # since it was last started
-                "machine": machine(training.device),
+                "machine": f"{machine(training.device)}, {precision_name(training_device(training.device))}",
                 "versions": {name: version(name) for name in PACKAGES},
             }
             keep(temporary, self.key, result)
