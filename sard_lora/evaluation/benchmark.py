@@ -38,7 +38,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
                 f"{bench.category.root}: no defects on the {config.split} side; add images of other parts, or take "
                 "the other side (--split)"
             )
-    if config.perceptual:
+    if config.fidelity and config.perceptual:
         load_networks(config.device)  # downloads them, or says why not, before anything is trained
     if config.workers > 1:
         run_tasks(_tasks(config, benches), config.workers, config.output / "logs")

@@ -255,6 +255,16 @@ def test_an_adapted_base_belongs_to_its_steps(small, monkeypatch):
     assert len(bases) == 2
 
 
+def test_networks_of_kid_are_fetched_first_and_only_where_fidelity_is_measured(small, monkeypatch):
+    small.perceptual, small.seeds, small.methods = True, 1, "real"
+    monkeypatch.setattr(module, "load_networks", lambda device: pytest.fail("fetched"))
+    with pytest.raises(pytest.fail.Exception, match="fetched"):
+        benchmark(small)
+    assert not list(small.output.rglob("result.json"))
+    small.fidelity = False
+    assert benchmark(small)["rows"]
+
+
 def test_every_machine_that_trained_is_named(small):
     benchmark(small)
     (path,) = small.output.glob("*/cells/seed1/real/unet/test/result.json")
