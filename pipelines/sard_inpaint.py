@@ -28,6 +28,8 @@ from PIL import Image
 
 BACKGROUNDS = ("renoised", "frozen", "off")
 COMPOSITES = ("change", "contrast", "defect", "pixels")
+MID_GREY = 127.5
+"""The level that is 0 in [-1, 1] images."""
 REGIONS = ("window", "full")
 SETTINGS_FILE = "sard_config.json"
 
@@ -194,12 +196,13 @@ def write_change(
     mask: torch.Tensor,
     box: Box,
     width: int,
-    start: np.ndarray | None = None,
+    start: np.ndarray | float | None = None,
 ) -> np.ndarray:
     """out = x + feather(M) ⊙ (s − x + change) inside M; out = x, byte for byte, outside.
 
-    `image` x and `start` s, by default x itself, uint8 (H, W, 3); `change` (3, R, R) in units of [-1, 1] images,
-    over `box`; `mask` (1, H, W). A grey image stays grey: what is added is averaged over the channels.
+    `image` x uint8 (H, W, 3); `start` s, by default x itself, as x, or one grey level; `change` (3, R, R) in units of
+    [-1, 1] images, over `box`; `mask` (1, H, W). An image in these units is the change of `MID_GREY`. A grey image
+    stays grey: what is added is averaged over the channels.
     """
     height, width_px = image.shape[:2]
     left, top = max(box.left, 0), max(box.top, 0)
@@ -209,7 +212,8 @@ def write_change(
     region = image[top:bottom, left:right]
     added = 127.5 * change.permute(1, 2, 0).numpy()
     if start is not None:
-        added = added + (start[top:bottom, left:right].astype(np.float32) - region)
+        start = np.broadcast_to(np.asarray(start, dtype=np.float32), image.shape)
+        added = added + (start[top:bottom, left:right] - region)
     if (region == region[..., :1]).all():
         added = added.mean(2, keepdims=True)
     weight = feather(mask.float().cpu(), width)[0, top:bottom, left:right, None].numpy()
@@ -497,7 +501,9 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         if output_type != "latent":
             change, visibility, has_nsfw_concept = self._change(latents, windows, composite, good_latents)
             results = [
-                write_change(_to_array(item), delta, mask, box, fade, _to_array(start))
+                write_change(
+                    _to_array(item), delta, mask, box, fade, MID_GREY if composite == "pixels" else _to_array(start)
+                )
                 for delta, (item, start, mask, box, fade) in zip(change, targets, strict=True)
             ]
             results = _as_output(results, output_type)
@@ -629,7 +635,10 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
     def _change(
         self, latents: torch.Tensor, windows: "_Windows", composite: str, good_latents: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[float], list[bool] | None]:
-        """What is added to the windows (B, 3, H, W), how visible it is, and the safety checker's verdict, if any."""
+        """What is written into the windows (B, 3, H, W), how visible it is, and the safety checker's verdict, if any.
+
+        That is a change of what diffusion starts from, or, for "pixels", an image.
+        """
         decoded = self.decode_latents_to_images(latents)
         decoded, has_nsfw_concept = self.run_safety_checker(decoded, decoded.device, latents.dtype)
         if has_nsfw_concept is not None:
@@ -644,7 +653,7 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
         size = (start - x + change).abs().mean(1, keepdim=True)
         inside = (size * pixel_mask).sum((1, 2, 3)) / pixel_mask.sum((1, 2, 3))
         visibility = (inside / round_trip.flatten()).tolist()
-        return decoded - start if composite == "pixels" else change, visibility, has_nsfw_concept
+        return decoded if composite == "pixels" else change, visibility, has_nsfw_concept
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """E(x): images (B, 3, H, W) in [-1, 1] to scaled latents; the posterior's mean, so that seeds do not drift."""

@@ -14,7 +14,6 @@ from sard_lora.evaluation.benchmark_config import BenchmarkConfig
 from sard_lora.evaluation.cells import (
     PREDICTION_REVISION,
     REVISION,
-    SYNTHESIS_REVISION,
     Cell,
     Side,
     evenly,
@@ -103,7 +102,7 @@ class CategoryBenchmark:
     def _cell(self, seed: int, method: str, segmenter: str) -> Cell:
         start = self.config.start(segmenter)
         parts = parse_method(method)
-        generated = any(part.generated for part in parts)
+        revisions = [part.synthesis_revision for part in parts if part.generated]
         few = [self._maker(seed, self.config.base).split(part).train for part in parts if "shots" in dict(part.options)]
         return Cell(
             self.config.output / self.name / "cells" / f"seed{seed}" / method / segmenter,
@@ -117,7 +116,7 @@ class CategoryBenchmark:
                 "base": bases.describe(self.config.base).revision,
                 "train": self._trained_on[seed],
                 **{name: getattr(self.config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
-                **({"synthesis": SYNTHESIS_REVISION} if generated else {}),
+                **({"synthesis": max(revisions)} if revisions else {}),
                 **({"few": [fingerprint(samples) for samples in few]} if few else {}),
             },
         )

@@ -35,6 +35,8 @@ PREDICTION_REVISION = 3
 """Raised whenever the same weights give other predictions: what was trained and tested before is then made anew."""
 SYNTHESIS_REVISION = 6
 """Raised whenever the same adapter and settings give other images: what was made with adapters is then made anew."""
+PIXELS_REVISION = 7
+"""The same, of images that decoded pixels are written into."""
 PACKAGES = ("sard-lora", "torch", "diffusers", "transformers", "monai")
 """Whose versions are kept beside what was trained with them."""
 _CHECKPOINTS = "training-"

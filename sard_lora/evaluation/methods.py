@@ -24,7 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from sard_lora import bases
 from sard_lora.data import Category, Split, few_shot_split, fingerprint, open_category
 from sard_lora.evaluation.baselines import BASELINES, write_baseline
-from sard_lora.evaluation.cells import REVISION, SYNTHESIS_REVISION
+from sard_lora.evaluation.cells import PIXELS_REVISION, REVISION, SYNTHESIS_REVISION
 from sard_lora.evaluation.leaks import refuse_leaks
 from sard_lora.labelled import LabelledSet
 from sard_lora.layouts import Sample
@@ -84,6 +84,12 @@ class Part:
     def generated(self) -> bool:
         """Whether an adapter makes its images."""
         return self.kind not in ("real", *BASELINES)
+
+    @property
+    def synthesis_revision(self) -> int:
+        """That of the images that its adapter makes."""
+        pixels = self.settings({"composite"}).get("composite") == "pixels"
+        return PIXELS_REVISION if pixels else SYNTHESIS_REVISION
 
 
 def split_names(text: str) -> list[str]:
@@ -210,7 +216,8 @@ class SetMaker:
         if part.kind in BASELINES:
             key |= part.settings({"margin"}) | {"shots": self._shots(part)} | self._origin(part)
         else:
-            key = {"adapter": self._adapter_key(part)} | self._synthesis(part) | key | {"synthesis": SYNTHESIS_REVISION}
+            key = {"adapter": self._adapter_key(part)} | self._synthesis(part) | key
+            key["synthesis"] = part.synthesis_revision
         return self.folder / "sets" / _name(part.kind, key)
 
     def adapter_folder(self, part: Part) -> Path:

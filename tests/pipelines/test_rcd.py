@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sard_lora.pipelines.sard_inpaint import (
+    MID_GREY,
     Box,
     bounding_box,
     crop_mask,
@@ -108,6 +109,8 @@ def test_change_of_zero_changes_nothing_and_change_is_written_at_the_core():
     out = write_change(image, torch.full((3, 32, 32), 0.2), mask, box, 4)
     assert (out[16, 16] == round(100 + 127.5 * 0.2)).all()
     assert 100 < out[8, 16, 0] < out[16, 16, 0], "the change fades in from the mask's edge"
+    whole = write_change(image, torch.full((3, 32, 32), 0.2), mask, box, 4, MID_GREY)
+    assert (whole[16, 16] == 153).all() and (whole[0, 0] == 100).all()
 
 
 def test_grey_image_stays_grey():

@@ -13,7 +13,7 @@ from tiny_base import write_tiny_base
 
 from sard_lora.adapter_config import LORA_FILE
 from sard_lora.pipelines import sard_inpaint
-from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline, defect_gate
+from sard_lora.pipelines.sard_inpaint import SardInpaintPipeline, defect_gate, resize, window_box
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,33 @@ def test_background_is_bit_exact(pipe, background, region, composite):
     difference = changed(result.images[0], image)
     assert not difference[~np.asarray(mask)].any()
     assert difference[np.asarray(mask)].any()
+
+
+@pytest.mark.parametrize("side", [24, 60])
+def test_decoded_pixels_are_written_with_no_grain_of_the_part(pipe, side):
+    """Windows smaller and larger than the generation: nothing is left of the part, nor of what was changed."""
+    mask = torch.zeros(1, 61, 90)
+    mask[:, 20:32, 40:52] = 1
+    result = pipe(
+        "a crack",
+        image=picture(90, 61),
+        mask_image=mask,
+        init_image=picture(90, 61, 1),
+        strength=0.5,
+        composite="pixels",
+        context=1.0,
+        min_side=side,
+        feather_width=1,
+        num_inference_steps=2,
+        generator=seeded(),
+    )
+    with torch.no_grad():
+        decoded = pipe.decode_latents_to_images(result.latents)[0]
+    box = window_box(mask, 1.0, side)
+    assert box.width == side != decoded.shape[-1]
+    expected = resize(decoded, (side, side)).add(1).mul(127.5).round().clamp(0, 255).permute(1, 2, 0).numpy()
+    expected = expected[20 - box.top : 32 - box.top, 40 - box.left : 52 - box.left]
+    assert np.array_equal(np.asarray(result.images[0])[20:32, 40:52], expected)
 
 
 def watch(pipe, background, **options):

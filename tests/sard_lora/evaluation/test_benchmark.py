@@ -206,27 +206,24 @@ def test_no_folder_is_filled_by_two_tasks(small):
     assert sum(name.startswith("plate, seed 0, set paste-") for name in names) == 2
 
 
-def test_what_adapters_made_is_made_anew_when_synthesis_changes_and_nothing_else(small, monkeypatch):
+@pytest.mark.parametrize(("revision", "made"), [("SYNTHESIS_REVISION", "sard"), ("PIXELS_REVISION", "inpaint")])
+def test_what_adapters_made_is_made_anew_when_synthesis_changes_and_nothing_else(small, monkeypatch, revision, made):
     bench = CategoryBenchmark(small, *find_categories(small.data))
 
     def names(method: str) -> tuple:
         parts = parse_method(method)
         adapters = [bench.adapter_name(0, part) for part in parts if part.generated]
-        return adapters, [bench.set_name(0, part) for part in parts], bench._cell(0, method, "unet").key
+        sets = [bench.set_name(0, part) for part in parts]
+        return adapters, sets, bench._cell(0, method, "unet").key, bench._fidelity_key(method)
 
-    before = {method: names(method) for method in ("paste", "sard", "sard+real")}
-    keys = [bench._fidelity_key(method) for method in ("paste", "sard")]
-    for module_ in (methods, category_benchmark):
-        monkeypatch.setattr(module_, "SYNTHESIS_REVISION", cells.SYNTHESIS_REVISION + 1)
-    assert [bench._fidelity_key(method) == key for method, key in zip(("paste", "sard"), keys, strict=True)] == [
-        True,
-        False,
-    ]
-    after = {method: names(method) for method in before}
-    assert after["paste"] == before["paste"]
-    for method in ("sard", "sard+real"):
-        assert after[method][0] == before[method][0], "the adapter is as it was"
-        assert after[method][1][0] != before[method][1][0] and after[method][2] != before[method][2]
+    tried = ("paste", "sard", "sard+real", "inpaint", "inpaint+real")
+    before = {method: names(method) for method in tried}
+    monkeypatch.setattr(methods, revision, getattr(methods, revision) + 10)
+    for method, (adapters, sets, *keys) in before.items():
+        assert names(method)[0] == adapters, "the adapter is as it was"
+        changed = method.split("+")[0] == made
+        assert (names(method)[1][0] != sets[0]) == changed
+        assert [new != old for new, old in zip(names(method)[2:], keys, strict=True)] == [changed] * 2
 
 
 def test_a_shortcut_segmenter_belongs_to_its_revisions(small, monkeypatch):
