@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import PNDMScheduler, StableDiffusionInpaintPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import retrieve_timesteps
 from diffusers.utils import BaseOutput
@@ -170,14 +170,21 @@ def feather(mask: torch.Tensor, width: int) -> torch.Tensor:
 
     The ramp adapts to the place: where the mask is thinner than `width`, as on a scratch, its own middle has weight 1.
     """
-    inside = (mask > 0.5).float()
+    weights = torch.zeros(mask.shape)
+    rows, columns = torch.nonzero(mask[0] > 0.5).unbind(1)
+    if not len(rows):
+        return weights
+    top, left = rows.min().sub(1).clamp(min=0), columns.min().sub(1).clamp(min=0)  # with a pixel outside, if there is
+    box = (..., slice(top, rows.max() + 2), slice(left, columns.max() + 2))
+    inside = (mask[box] > 0.5).float()
     depth, eroded = inside.clone(), inside
     for _ in range(width - 1):
         eroded = -F.max_pool2d(-eroded[None], 3, stride=1, padding=1)[0]
         depth += eroded
     if width > 1:
         depth = depth / F.max_pool2d(depth[None], 2 * width - 1, stride=1, padding=width - 1)[0].clamp(min=1)
-    return depth * inside
+    weights[box] = depth * inside
+    return weights
 
 
 def defect_gate(difference: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -476,6 +483,10 @@ class SardInpaintPipeline(StableDiffusionInpaintPipeline):
             own, steps = self.get_timesteps(steps, strength, device)
             if steps < 1:
                 raise ValueError(f"strength={strength} leaves no step to take: raise it or num_inference_steps")
+            if isinstance(self.scheduler, PNDMScheduler) and self.scheduler.config.skip_prk_steps:
+                # It takes its first step twice, wherever it begins, and its timesteps say so at the very first alone.
+                own = own.unique_consecutive()
+                own = torch.cat([own[:2], own[1:]])
             return self._denoise(
                 noise,
                 latents,

@@ -169,8 +169,14 @@ def r1_penalty(logits: tuple[torch.Tensor, torch.Tensor], z_prev: torch.Tensor) 
 
 
 def timestep_grid(num_train_timesteps: int, points: int) -> torch.Tensor:
-    """The critic's coarse grid of timesteps, "trailing" (Lin et al. 2024): descending, the last train step first."""
-    return torch.arange(num_train_timesteps, 0, -num_train_timesteps / points).round().long() - 1
+    """The critic's coarse grid of timesteps, "trailing" (Lin et al. 2024): descending, the last train step first.
+
+    Raises ValueError for more points than timesteps.
+    """
+    if points > num_train_timesteps:
+        raise ValueError(f"critic_grid={points}: the base has {num_train_timesteps} timesteps only")
+    # rounding may give one too many
+    return torch.arange(num_train_timesteps, 0, -num_train_timesteps / points)[:points].round().long() - 1
 
 
 def grid_step(grid: torch.Tensor, index: torch.Tensor, alphas_cumprod: torch.Tensor) -> tuple[torch.Tensor, ...]:

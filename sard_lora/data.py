@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from sard_lora.images import DataError, Problem, load_image, load_mask
-from sard_lora.layouts import GOOD, Sample, find_layout, image_files, scan
+from sard_lora.layouts import GOOD, Sample, find_layout, image_files, is_plain_name, scan
 
 THRESHOLD_IMAGES = 60
 """So many normal images are enough to set a threshold on."""
@@ -86,13 +86,15 @@ def open_category(root: Path | str, category: str | None = None) -> Category:
 
     Where `root` is a category's folder itself, `category` only names it. Only names are read, no pixels:
     `find_problems` does that. Raises `FileNotFoundError` for a folder that is not there, `ValueError` for one
-    that has no known layout or whose manifest cannot be read.
+    that has no known layout or whose manifest cannot be read, and for a name that cannot be a folder's.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Give the folder of a category, or of several.")
     folder = category_folder(root, category)
     layout = find_layout(folder)
+    if category and not is_plain_name(category):
+        raise ValueError(f"category={category!r} has to be the name of a folder in {root}, or of what it shows")
     if layout is None:
         raise ValueError(_unknown_layout(root, category))
     groups, excluded, problems = _read_manifest(folder)
@@ -275,29 +277,26 @@ def _read_manifest(folder: Path) -> tuple[dict[str, str], set[str], list[Problem
     groups: dict[str, str] = {}
     excluded: set[str] = set()
     problems = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"path", "group"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: needs the columns path and group, has {reader.fieldnames}. Add them.")
-        for number, row in enumerate(reader, start=2):
-            name, group = (row["path"] or "").strip().replace("\\", "/"), (row["group"] or "").strip()
-            if (row.get("exclude") or "").strip():
-                excluded.add(name)
-            if not name or not group:
-                problems.append(
-                    Problem(path, f"line {number} has no path or no group", "Fill it in or delete the line")
-                )
-            elif groups.setdefault(name, group) != group:
-                what = f"line {number} puts {name} into group {group}, an earlier line into {groups[name]}"
-                problems.append(Problem(path, what, "Keep one of the two"))
-            elif not (folder / name).is_file():
-                problems.append(
-                    Problem(
-                        path,
-                        f"line {number} names {name}, which is not there",
-                        "Restore it or delete the line",
-                    )
-                )
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}). Save it as CSV in UTF-8.") from error
+    if not {"path", "group"} <= set(columns):
+        raise ValueError(f"{path}: needs the columns path and group, has {columns}. Add them.")
+    for number, row in enumerate(rows, start=2):
+        name, group = (row["path"] or "").strip().replace("\\", "/"), (row["group"] or "").strip()
+        if (row.get("exclude") or "").strip():
+            excluded.add(name)
+        if not name or not group:
+            problems.append(Problem(path, f"line {number} has no path or no group", "Fill it in or delete the line"))
+        elif groups.setdefault(name, group) != group:
+            what = f"line {number} puts {name} into group {group}, an earlier line into {groups[name]}"
+            problems.append(Problem(path, what, "Keep one of the two"))
+        elif not (folder / name).is_file():
+            what = f"line {number} names {name}, which is not there"
+            problems.append(Problem(path, what, "Restore it or delete the line"))
     return groups, excluded, problems
 
 

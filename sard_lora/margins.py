@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from scipy import ndimage
 
-from sard_lora.images import load_image, load_mask
+from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.layouts import Sample
 
 MOST = 6
@@ -45,7 +45,7 @@ def _ring_contrasts(sample: Sample) -> Iterator[np.ndarray]:
     """For every part of a mask that has surroundings: its colour, and that of each ring, less theirs (1 + MOST, 3)."""
     image = load_image(sample.image)
     pixels = np.asarray(image, np.float64)
-    mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+    mask = np.asarray(load_mask(sample.mask, image.size)) == DEFECT
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     distance, (rows, columns) = ndimage.distance_transform_edt(~mask, return_indices=True)
     nearest = labels[rows, columns]  # where two parts are close, each pixel belongs to the one it is nearer to

@@ -184,7 +184,7 @@ def _place_real(
             shape, inside = _deform(cropped, keep, grain, line and not spanning, (least, greatest), most, rng)
             source = np.stack(
                 [
-                    side.start + (folded(index - extra, side.stop) if extra else index)
+                    side.start + (folded(index - extra, side.stop).clip(0, side.stop - 1) if extra else index)
                     for side, extra, index in zip(box, before, inside, strict=True)
                 ]
             )

@@ -1,6 +1,17 @@
-"""Where bf16 is fast enough to be used."""
+"""Where to compute, and where bf16 is fast enough to be used."""
 
 import torch
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; of "auto", a GPU where there is one. Raises ValueError for one that cannot be used."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name!r} cannot be used here ({reason}). Give cpu, cuda or auto") from error
+    return device
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -142,10 +142,10 @@ def push_adapter(
     if not (source / LORA_FILE).is_file():
         raise ValueError(f"{source / LORA_FILE}: missing; the adapter is incomplete. Train it again, or copy it whole")
     there = published(repo_id, ADAPTER, token)
-    had_masks = bool(matching(there.files, (_MASKS,)))
-    if masks is None and there.files and not had_masks:
+    earlier, had_masks = ADAPTER.recognised(there.files), bool(matching(there.files, (_MASKS,)))
+    if masks is None and earlier and not had_masks:
         print(f"{repo_id}: holds no masks, so they are left out again. To push them, say so: --masks true")
-    masks = (had_masks or not there.files) if masks is None else masks
+    masks = (had_masks or not earlier) if masks is None else masks
     with tempfile.TemporaryDirectory(prefix="sard-lora-push-") as temporary:
         folder = Path(temporary)
         _copy(source, folder, ADAPTER.files)

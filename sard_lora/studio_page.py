@@ -162,7 +162,8 @@ class _Actions:
 
     def draw(self, adapter: str, defect: str, picture: Picture | None) -> tuple:
         mask = self.studio.random_mask(adapter, defect, _loaded(picture))
-        return mask, {"mask": _mask_url(mask.pixels)}, f"A mask like that of {mask.origin}. Paint on it, or generate."
+        text = f"A mask like that of {mask.origin}. Paint on it, or generate."
+        return (adapter, defect, mask), {"mask": _mask_url(mask.pixels)}, text
 
     def generate(
         self,
@@ -170,7 +171,7 @@ class _Actions:
         defect: str,
         picture: Picture | None,
         painted: str | dict | None,
-        drawn: Mask | None,
+        drawn: tuple[str, str, Mask] | None,
         count: int,
         guidance: float,
         seed: int | None,
@@ -178,8 +179,8 @@ class _Actions:
     ) -> tuple:
         picture = _loaded(picture)
         mask = Mask(_mask(painted, picture))
-        if drawn is not None and np.array_equal(drawn.pixels, mask.pixels):
-            mask = drawn
+        if drawn is not None and drawn[:2] == (adapter, defect) and np.array_equal(drawn[2].pixels, mask.pixels):
+            mask = drawn[2]  # as it was drawn, and for what: it has that defect's fringe
         seed = int(seed or 0)
         results = self.studio.generate(adapter, defect, picture, mask, int(count), guidance, seed)
         text = f"Seed {seed}. Choose the good ones, and keep them."

@@ -62,7 +62,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     labelled = LabelledSet(config.output)
     if config.copy_normals:
         labelled.missing_normals(normals)  # two of one name are refused before the work, not after it
-    if not (config.output / SETTINGS).is_file():
+    if not labelled.count:
         write_text(config.output / SETTINGS, json.dumps({"settings": settings}, indent=2) + "\n")
     print(starting_point(config, bank))
     jobs = _plan(config, adapter, drawn)
@@ -167,13 +167,16 @@ def _plan(config: SynthesizeConfig, adapter: Adapter, drawn: float = 0.0) -> lis
 def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, Any]:
     """What decides the bytes of a sample; a set may be continued to a larger count, not with other settings."""
     ignored = ("output", "count", "per_defect", "copy_normals", "device", "adapter", "data")
+    ignored += ("base",)  # another place of the same one, or it is refused
     values = {key: value for key, value in asdict(config).items() if key not in ignored}
     strength = chosen_strength(config, bank)
     return values | {
         "category": adapter.config.category,
         "defects": list(config.defects or adapter.config.defects),
         "adapter_sha256": adapter.sha256(),
+        "sampling": asdict(adapter.config.sampling),
         "normals_sha256": fingerprint(normals),
+        "starts_sha256": _starts_digest(bank) if has_starts(config, bank) else None,
         "mask_bank": _bank_digest(bank) if config.mask_bank else None,
         "strength": strength,
         "candidates": config.candidates or default_candidates(strength),
@@ -181,16 +184,18 @@ def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank, normal
 
 
 def _check_same_settings(output: Path, settings: dict[str, Any]) -> float:
-    """Seconds that earlier calls took for this set.
+    """Seconds that earlier calls took for this set, as far as they came to their end.
 
-    Raises ValueError when it was made with other settings, and for a folder that holds anything but such a set.
+    Raises ValueError when images in it were made with other settings, and for a folder that holds anything but such a
+    set.
     """
     path = output / SETTINGS
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps(settings))  # as they are read back: lists for tuples
-        different = [key for key in wanted if there["settings"].get(key) != wanted[key]]
-        if different:
+        noted = there["settings"]  # of older versions not all
+        different = [key for key in wanted if noted.get(key, wanted[key]) != wanted[key]]
+        if different and LabelledSet(output).count:
             raise ValueError(
                 f"{output}: holds a set made with another {', '.join(different)}. Choose another --output, or delete it"
             )
@@ -216,6 +221,14 @@ def _report(labelled: LabelledSet, jobs: Sequence[Job], settings: dict[str, Any]
         "per_defect": {d: sum(record["defect"] == d for record in records) for d in kinds},
         "seconds": round(seconds, 1),
     }
+
+
+def _starts_digest(bank: MaskBank) -> str:
+    """Tells the pictures of the real defects that images start from."""
+    digest = hashlib.sha256()
+    for entry in bank.masks:
+        digest.update(f"{entry.origin} {hashlib.sha256(entry.image.read_bytes()).hexdigest()}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _bank_digest(bank: MaskBank) -> str:

@@ -8,6 +8,7 @@ from sard_lora.layouts import Sample
 from sard_lora.mask_bank import MaskBank
 from sard_lora.masks import SOURCES
 from sard_lora.pipelines.sard_inpaint import BACKGROUNDS, COMPOSITES, REGIONS
+from sard_lora.precision import choose_device
 from sard_lora.product import are_aligned
 
 STRENGTH = 0.3
@@ -47,9 +48,9 @@ class SynthesizeConfig:
     """Least change inside the mask, over the error of a VAE round trip; fainter ones are rejected. A defect that is
     drawn anew in its place was there before, and is kept."""
     min_snr: float = 4.0
-    """How much a real defect that is moved stands out at its new place, at least: the signal-to-noise ratio of the
-    filter matched to its shape (`sard_lora.detectability`). Where it does not, it is moved elsewhere, and at last where
-    it did most: for what can't be seen teaches a segmenter to mark anything."""
+    """How much a real defect that is moved, or a drawn one, stands out at its place, at least: the signal-to-noise
+    ratio of the filter matched to its shape (`sard_lora.detectability`). Where it does not, it is put elsewhere, and at
+    last where it did most: for what can't be seen teaches a segmenter to mark anything."""
     max_attempts: int = 6
     """Masks tried for one image before it is given up."""
     fills: bool = False
@@ -99,6 +100,7 @@ class SynthesizeConfig:
     """Where to run; default: the GPU when there is one."""
 
     def __post_init__(self) -> None:
+        choose_device(self.device or "auto")
         for name, value, known in (
             ("background", self.background, (None, *BACKGROUNDS)),
             ("composite", self.composite, COMPOSITES),
@@ -111,8 +113,9 @@ class SynthesizeConfig:
             raise ValueError(f"strength={self.strength} has to be above 0 and at most 1")
         if self.contrast is not None and not 0 < self.contrast[0] <= self.contrast[1]:
             raise ValueError(f"contrast={self.contrast} has to be two factors above 0, the smaller one first")
-        if self.min_snr < 0:
-            raise ValueError(f"min_snr={self.min_snr} has to be at least 0")
+        for name in ("min_snr", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 0")
         if not 0 <= (self.drawn or 0) < 1:
             raise ValueError(f"drawn={self.drawn} has to be from 0 to below 1")
         for name in ("in_place", "from_noise"):

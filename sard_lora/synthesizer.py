@@ -28,7 +28,7 @@ from sard_lora.mask_bank import BankMask, MaskBank
 from sard_lora.mask_geometry import split_mask
 from sard_lora.masks import Placement, sample_mask
 from sard_lora.pipelines.sard_inpaint import SardInpaintOutput, SardInpaintPipeline
-from sard_lora.precision import mixed_precision
+from sard_lora.precision import choose_device, mixed_precision
 from sard_lora.product import foreground
 from sard_lora.synthesize_config import SynthesizeConfig, chosen_strength, default_candidates
 from sard_lora.transplant import borrowed, transplant
@@ -92,7 +92,7 @@ class Synthesizer:
 
     def __init__(self, adapter: Adapter, config: SynthesizeConfig) -> None:
         self.adapter, self.config = adapter, config
-        self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(config.device or "auto")
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.pipe: SardInpaintPipeline = adapter.pipeline(config.base, self.device, dtype)
         self.pipe.fuse_lora(components=["unet"])  # one adapter, many images: its layers need not be added every time

@@ -145,6 +145,7 @@ def adapt(config: AdaptConfig) -> Path:
         _, more = _train_decoder(pipe, windows, decoder_steps, bf16, work / "decoder", config)
         minutes += more
     if lora:
+        _unround(pipe, base.path, config.revision)
         pipe.unet.fuse_lora()
         pipe.unet.unload_lora()
     history = {
@@ -171,7 +172,7 @@ def adapt(config: AdaptConfig) -> Path:
 def _choose_weights(pipe: StableDiffusionInpaintPipeline, config: AdaptConfig, bf16: bool) -> bool:
     """Let the whole UNet train, or a new LoRA on it, and nothing else; answers whether it is a LoRA.
 
-    On a GPU the frozen weights around a LoRA are in bf16 where training is.
+    On a GPU the frozen weights around a LoRA are in bf16 where training is, until `_unround`.
     """
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.requires_grad_(False)
@@ -188,6 +189,16 @@ def _choose_weights(pipe: StableDiffusionInpaintPipeline, config: AdaptConfig, b
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     return lora
+
+
+def _unround(pipe: StableDiffusionInpaintPipeline, path: str, revision: str | None) -> None:
+    """Make all that was not trained again what it is in the base, to the bit, in fp32."""
+    whole = StableDiffusionInpaintPipeline.from_pretrained(path, revision=revision, dtype=torch.float32)
+    for part in ("vae", "text_encoder", "unet"):
+        own = getattr(whole, part).state_dict()
+        for name, parameter in getattr(pipe, part).named_parameters():
+            if not parameter.requires_grad:
+                parameter.data = own[name.replace(".base_layer", "")].to(parameter.device)
 
 
 def _loss(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sard_lora.adapter import Adapter, save_adapter
 from sard_lora.adapter_config import SETTINGS_FILE
-from sard_lora.atomic import make_folder, require_replaceable
+from sard_lora.atomic import is_occupied, make_folder, require_replaceable
 from sard_lora.config import parse
 from sard_lora.data import few_shot_split, fingerprint, open_category
 from sard_lora.precision import bf16_is_fast
@@ -36,7 +36,7 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
     Raises ValueError naming what is wrong with the data, the base or the settings before the first step, and
     FloatingPointError with the last good checkpoint when a loss is no longer finite.
     """
-    if config.output.exists() and not config.overwrite:
+    if is_occupied(config.output) and not config.overwrite:
         if not config.resume:
             raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite")
         adapter = _finished(config)
@@ -67,7 +67,9 @@ def _train(config: AdapterTrainConfig, accelerator: Accelerator, work: Path) -> 
     """Train from the newest checkpoint in `work` on, and write the adapter."""
     trainer = AdapterTrainer(config, accelerator)
     if accelerator.is_main_process:
-        begin(work, _settings(config), LOG, config.resume, config.overwrite)
+        seen = fingerprint([*trainer.split.train, *trainer.split.normals])
+        settings = _settings(config) | {"data": seen, "base_revision": trainer.base.revision}
+        begin(work, settings, LOG, config.resume, config.overwrite)
     accelerator.wait_for_everyone()
     start, seconds_before = _restore(trainer, work)
     if config.tensorboard:

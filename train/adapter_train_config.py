@@ -134,6 +134,8 @@ class AdapterTrainConfig:
         for name in (*positive, "samples", "checkpoint_every", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} has to be at least 0")
         if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):
             raise ValueError(f"resolution={self.resolution} is not a multiple of 8")
         if self.margin is not None and self.margin < 0:

@@ -253,7 +253,7 @@ class AdapterTrainer:
             data={
                 "fingerprint": fingerprint([*samples, *self.split.normals]),
                 "shots": {d: sum(sample.defect == d for sample in samples) for d in self.defects},
-                "images": [str(sample.image.relative_to(self.category.root)) for sample in samples],
+                "images": [sample.image.relative_to(self.category.root).as_posix() for sample in samples],
             },
             critic_grid=config.critic_grid if config.critic else None,
         )

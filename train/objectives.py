@@ -52,7 +52,7 @@ class NoisedBatch:
             loss = loss + background_weight * _mean_over(error, 1 - self.m)
         if min_snr_gamma is not None:
             snr = (self.alpha_bar / (1 - self.alpha_bar)).flatten()
-            divisor = snr + 1 if self.prediction_type == "v_prediction" else snr
+            divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.prediction_type]
             loss = loss * snr.clamp(max=min_snr_gamma) / divisor
         return loss.mean()
 

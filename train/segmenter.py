@@ -27,12 +27,13 @@ from sard_lora.evaluation.segmenters import (
     build_segmenter,
     load_segmenter,
     predict,
+    require_segmenter,
     to_tensor,
 )
 from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.labelled import DRAWN
 from sard_lora.layouts import Sample
-from sard_lora.precision import mixed_precision
+from sard_lora.precision import choose_device, mixed_precision
 from sard_lora.train.checkpoint import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 
 _CHECKPOINT_EVERY = 500
@@ -71,6 +72,8 @@ class SegmenterConfig:
     """"cpu", "cuda", … ; "auto" takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        require_segmenter(self.segmenter, self.size, self.pretrained)
+        choose_device(self.device)
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -119,7 +122,7 @@ def train_segmenter(
     Raises `ValueError` without anomalies, without normals where a share of them is asked for, and for a loss of NaN.
     """
     crops = CropSource(anomalies, normals, config, decoys)
-    device = training_device(config.device)
+    device = choose_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         segmenter = (
@@ -348,8 +351,3 @@ def _warmup_cosine(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def training_device(name: str) -> torch.device:
-    """The device of that name; of "auto", a GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

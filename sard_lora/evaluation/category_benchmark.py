@@ -88,12 +88,12 @@ class CategoryBenchmark:
         """A cell whose segmenter is there; trained first, unless that was done before."""
         cell = self._cell(seed, method, segmenter)
         if not cell.trained:
-            sets, parts = self._sets(seed), parse_method(method)
+            parts = parse_method(method)
             cell.train(
                 self.config.training(segmenter, seed),
-                evenly([sets.samples(part) for part in parts]),
+                evenly([self._sets(seed, part).samples(part) for part in parts]),
                 self.splits[seed].normals,
-                [sample for part in parts for sample in sets.decoys(part)],
+                [sample for part in parts for sample in self._sets(seed, part).decoys(part)],
                 segmenter_start(self.config, segmenter),
                 self.splits[seed].threshold,
             )
@@ -121,8 +121,10 @@ class CategoryBenchmark:
             },
         )
 
-    def _sets(self, seed: int) -> SetMaker:
-        return self._maker(seed, str(self.adapted_base()) if self.config.adapt_steps else self.config.base)
+    def _sets(self, seed: int, part: Part) -> SetMaker:
+        """What makes a part's set, with the adapted base if it is generated."""
+        adapted = part.generated and self.config.adapt_steps
+        return self._maker(seed, str(self.adapted_base()) if adapted else self.config.base)
 
     def _maker(self, seed: int, base: str) -> SetMaker:
         """The same one every time, for it reads the data set's files to name its folders."""
@@ -162,15 +164,15 @@ class CategoryBenchmark:
 
     def train_adapter(self, seed: int, part: Part) -> None:
         """Train the adapter that a part's set is made with."""
-        self._sets(seed).adapter(part)
+        self._sets(seed, part).adapter(part)
 
     def make_set(self, seed: int, part: Part) -> None:
         """Make the images that segmenters are trained on."""
-        self._sets(seed).samples(part)
+        self._sets(seed, part).samples(part)
 
     def make_fills(self, seed: int, part: Part, count: int) -> None:
         """Make fills, as decoys or for the shortcut test."""
-        self._sets(seed).fills(part, count)
+        self._sets(seed, part).fills(part, count)
 
     def fidelity_methods(self) -> list[str]:
         """Those whose fidelity is measured: of one part, and none where no U-Net sees the real defects alone."""
@@ -199,7 +201,7 @@ class CategoryBenchmark:
         if figures is None:
             segmenter, real = self._reference
             (part,) = parse_method(method)
-            sets = self._sets(0)
+            sets = self._sets(0, part)
             samples = sets.samples(part)
             figures = feature_figures(real, defect_features(segmenter, samples))
             if part.kind != "real":
@@ -239,11 +241,12 @@ class CategoryBenchmark:
         """How well a method's fills are told from untouched normal images, in percent."""
         segmenter, figures = self._shortcut_segmenter, self._kept_shortcut(method)
         if figures is None:
+            (part,) = parse_method(method)
             figures = shortcut_cell(
                 self._shortcut_folder(method),
                 self._shortcut_key(method),
                 f"{self.name}, {method}, shortcut",
-                self._sets(0).fills(parse_method(method)[0], self.config.fills),
+                self._sets(0, part).fills(part, self.config.fills),
                 self.splits[0].normals,
                 self.config.training(segmenter, 0),
                 segmenter_start(self.config, segmenter),

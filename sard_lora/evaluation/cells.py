@@ -24,10 +24,10 @@ from sard_lora.atomic import atomic_folder, make_folder, write_text
 from sard_lora.data import fingerprint
 from sard_lora.evaluation.metrics import ScoreHistogram, summarise
 from sard_lora.evaluation.segmenters import Segmenter, load_segmenter, predict, save_segmenter, to_tensor
-from sard_lora.images import load_image, load_mask
+from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
-from sard_lora.precision import precision_name
-from sard_lora.train.segmenter import SegmenterConfig, train_segmenter, training_device
+from sard_lora.precision import choose_device, precision_name
+from sard_lora.train.segmenter import SegmenterConfig, train_segmenter
 
 REVISION = 4
 """Raised whenever the same settings give other images or other segmenters: what was kept before is then made anew."""
@@ -113,7 +113,7 @@ class Cell:
             result = {
                 "train_images": len(set(anomalies)),
                 "train_seconds": round(time.perf_counter() - begun, 1),  # since it was last started
-                "machine": f"{machine(training.device)}, {precision_name(training_device(training.device))}",
+                "machine": f"{machine(training.device)}, {precision_name(choose_device(training.device))}",
                 "versions": {name: version(name) for name in PACKAGES},
             }
             keep(temporary, self.key, result)
@@ -135,7 +135,7 @@ class Cell:
         kept = self.tested(side)
         if kept is not None:
             return kept
-        segmenter = load_segmenter(self.segmenter).to(training_device(device), memory_format=torch.channels_last)
+        segmenter = load_segmenter(self.segmenter).to(choose_device(device), memory_format=torch.channels_last)
         result = score_segmenter(segmenter, side.samples) | finished(self.segmenter, self.key)
         with atomic_folder(self.folder / side.name) as temporary:
             predictions = make_folder(temporary / "predictions")
@@ -171,7 +171,7 @@ def evenly(sets: Iterable[Sequence[Sample]]) -> list[Sample]:
 
 def machine(device: str = "auto") -> str:
     """What trains on a device of that name: cores and processor, and the GPU where it is one."""
-    chosen = training_device(device)
+    chosen = choose_device(device)
     gpu = f", {torch.cuda.get_device_name(chosen)}" if chosen.type == "cuda" else ""
     return f"{os.cpu_count()} cores, {_processor()}{gpu}"
 
@@ -190,7 +190,7 @@ def score_segmenter(segmenter: Segmenter, tested: Sequence[Sample]) -> dict[str,
         image = load_image(sample.image)
         mask = np.zeros((image.height, image.width), dtype=bool)
         if sample.mask is not None:
-            mask = np.asarray(load_mask(sample.mask, image.size)) > 0
+            mask = np.asarray(load_mask(sample.mask, image.size)) == DEFECT
         logits = predict(segmenter, to_tensor(image))
         scores.setdefault(sample.defect, ScoreHistogram()).add(logits, torch.from_numpy(mask))
     normals = scores.pop(GOOD, ScoreHistogram())

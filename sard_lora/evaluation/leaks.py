@@ -12,7 +12,7 @@ from PIL import Image
 from sard_lora.data import Category, Split
 from sard_lora.images import load_image
 from sard_lora.labelled import RECORD_KEY
-from sard_lora.layouts import Sample
+from sard_lora.layouts import GOOD, Sample
 
 
 def held_back(category: Category, split: Split) -> tuple[Sample, ...]:
@@ -25,7 +25,8 @@ def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -
     """Raise `ValueError`, naming the files, where `training` images come from the held-back side of `category`.
 
     Two signs are looked for: a training image with the very pixels of a held-back one, and a record (in the PNGs
-    that sard-lora writes) which names a held-back image as the normal image or as the origin of the mask. Images
+    that sard-lora writes) which names a held-back image as the normal image or as the origin of the mask. Where the set
+    carries that normal image, its pixels say which one it is, for cameras number their pictures alike. Images
     made by other programs carry no record: for these only the pixels can be compared. What the manifest excludes is
     held back too, but for the pixels of a picture that is there twice and excluded once.
     """
@@ -35,20 +36,27 @@ def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -
     allowed = set(category.samples) - set(forbidden)
     defects = {_mask_name(sample) for sample in category.samples if sample.mask}
     held_pixels, excluded_pixels = _by_pixels(held), _by_pixels(excluded)
-    findings = []
-    for sample in training:
-        digest = _pixel_digest(sample.image)
+
+    def shown_in(path: Path) -> Sample | None:
+        """What is held back of the very pixels of an image."""
+        digest = _pixel_digest(path)
         original = held_pixels.get(digest)
         if original is None and digest in excluded_pixels and digest not in _by_pixels(allowed):
             original = excluded_pixels[digest]
-        if original:
+        return original
+
+    findings = []
+    for sample in training:
+        if original := shown_in(sample.image):
             findings.append(f"{sample.image}: is the held-back image {original.image}")
             continue
         record = read_record(sample.image)
         if record is None:
             continue
         normal = str(record.get("normal") or "")
-        if _names_only(normal, forbidden, allowed, category.root):
+        own = sample.image.parents[2] / "train" / GOOD / PurePosixPath(normal).name
+        carried = own.is_file() and own.parents[2].resolve() != category.root.resolve()
+        if shown_in(own) if carried else _names_only(normal, forbidden, allowed, category.root):
             findings.append(f"{sample.image}: was made from the held-back normal image {normal}")
         origin = str(record.get("mask_origin") or "")
         origins = {origin} if origin in defects else _mask_names(origin, sample.defect)

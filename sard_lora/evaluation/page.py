@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sard_lora.atomic import write_text
-from sard_lora.images import load_image, load_mask
+from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.layouts import GOOD, Sample
 from sard_lora.report import data_url, outline
 
@@ -180,7 +180,7 @@ def _picture(index: int, sample: Sample, predictions: Mapping[str, Path]) -> dic
     image = load_image(sample.image)
     truth = np.zeros((image.height, image.width), dtype=bool)
     if sample.mask is not None:
-        truth = np.asarray(load_mask(sample.mask, image.size)) > 0
+        truth = np.asarray(load_mask(sample.mask, image.size)) == DEFECT
     scale = _LONG_SIDE / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     shown, truth_shown = image.resize(size, Image.Resampling.BICUBIC), _resize(truth, size)
@@ -217,7 +217,7 @@ def _tint(image: Image.Image, probability: np.ndarray) -> Image.Image:
 
 def _resize(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a bool region so that a thin one does not vanish."""
-    return np.asarray(Image.fromarray(region.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) > 64
+    return np.asarray(Image.fromarray(region.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) > 0
 
 
 def _embedded(image: Image.Image) -> str:

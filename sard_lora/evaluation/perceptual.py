@@ -16,7 +16,7 @@ from sard_lora.evaluation.fidelity import squared_mmd
 from sard_lora.images import DEFECT, load_image, load_mask
 from sard_lora.layouts import Sample
 from sard_lora.pipelines.sard_inpaint import crop_window, window_box
-from sard_lora.train.segmenter import training_device
+from sard_lora.precision import choose_device
 
 SIDE = 256
 """Pixels of a window, as most papers compare."""
@@ -56,7 +56,7 @@ def load_networks(device: str = "auto") -> PerceptualNetworks:
             f"perceptual: the networks of KID and IC-LPIPS could not be downloaded ({error}). Check the connection, or "
             "leave --perceptual out"
         ) from error
-    place = training_device(device)
+    place = choose_device(device)
     inception, lpips = inception.to(place), lpips.to(place)
     return PerceptualNetworks(
         lambda windows: inception(windows.to(place))[0].cpu(),

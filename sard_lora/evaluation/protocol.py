@@ -121,7 +121,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     predictions = {}
     for name in config.method_names:
         anomalies = evenly([sources[part] for part in name.split("+")])
-        data = fingerprint({*anomalies, *split.normals, *split.threshold})
+        data = [fingerprint({*anomalies, *split.normals}), fingerprint(split.threshold)]
         revisions = {"revision": REVISION, "prediction": PREDICTION_REVISION}
         key = {"training": asdict(config.training), "data": data} | revisions
         cell = Cell(config.output / "methods" / name, name, key)
@@ -206,7 +206,8 @@ def _pasted_samples(
         return ()
     defects = sorted({sample.defect for sample in split.train})
     counts = dict.fromkeys(defects, config.paste_count)
-    if synthetic:
+    if config.train is not None:
+        synthetic = synthetic or open_category(config.train, config.category).anomalies
         counts = dict(Counter(sample.defect for sample in synthetic))
         if not set(counts) <= set(defects):
             counts = dict.fromkeys(defects, max(1, len(synthetic) // len(defects)))

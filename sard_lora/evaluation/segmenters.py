@@ -131,14 +131,8 @@ class Segmenter(nn.Module):
         return logits[..., : images.shape[-2], : images.shape[-1]]
 
 
-def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrained: str | None = None) -> Segmenter:
-    """A new segmenter. Its random weights come from torch's global generator: seed that first.
-
-    `pretrained` names an encoder on the Hub (nvidia/mit-b0 … nvidia/mit-b5) or a folder of one, for the full
-    SegFormer; None there means nvidia/mit-b2. All others start from scratch; the small ones have about 1 M (U-Net),
-    3.4 M (SegFormer) and 0.9 M (BiSeNet V2) parameters.
-    Raises `ValueError` for an unknown name or size and for `pretrained` where there is no such encoder.
-    """
+def require_segmenter(name: str, size: str, pretrained: str | None) -> None:
+    """Raise `ValueError` for an unknown name or size, and for `pretrained` where there is no such encoder."""
     if name not in get_args(SegmenterName):
         raise ValueError(f"segmenter={name!r}: choose one of {', '.join(get_args(SegmenterName))}")
     if size not in get_args(SegmenterSize):
@@ -148,6 +142,17 @@ def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrain
             f"pretrained={pretrained!r}: only the full SegFormer starts from a pretrained encoder; "
             "use segmenter=segformer and size=full, or leave it out"
         )
+
+
+def build_segmenter(name: SegmenterName, size: SegmenterSize = "small", pretrained: str | None = None) -> Segmenter:
+    """A new segmenter. Its random weights come from torch's global generator: seed that first.
+
+    `pretrained` names an encoder on the Hub (nvidia/mit-b0 … nvidia/mit-b5) or a folder of one, for the full
+    SegFormer; None there means nvidia/mit-b2. All others start from scratch; the small ones have about 1 M (U-Net),
+    3.4 M (SegFormer) and 0.9 M (BiSeNet V2) parameters.
+    Raises `ValueError` as `require_segmenter` does.
+    """
+    require_segmenter(name, size, pretrained)
     if name == "unet":
         segmenter = _build({"name": "unet", **UNET_LEVELS[size]})
     elif name == "bisenetv2":

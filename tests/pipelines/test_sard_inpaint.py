@@ -160,6 +160,23 @@ def test_any_scheduler(pipe, scheduler, background):
         assert step["latents"][outside].equal(step["image_latents"][outside])
 
 
+@pytest.mark.parametrize("strength", [0.3, 0.95, 1.0])
+def test_plms_takes_its_first_step_twice_wherever_it_begins(pipe, monkeypatch, strength):
+    """With a UNet that knows z_0 = 0 it ends where DDIM does, and not a step before."""
+
+    def all_is_noise(model_input, t, *_):
+        return model_input[:, :4] / (1 - pipe.scheduler.alphas_cumprod[t]).sqrt()
+
+    monkeypatch.setattr(pipe, "_guided_prediction", all_is_noise)
+    settings = dict(image=picture(64, 64), mask_image=Image.new("1", (64, 64), 1), num_inference_steps=20)
+    found = []
+    for scheduler in (diffusers.DDIMScheduler, diffusers.PNDMScheduler):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+        result = pipe("a crack", strength=strength, generator=seeded(), output_type="latent", **settings)
+        found.append(result.images)
+    assert (found[0] - found[1]).abs().mean() < 0.1 * found[0].abs().mean()
+
+
 @pytest.mark.parametrize(("channels", "prediction_type"), [(4, "epsilon"), (9, "v_prediction")])
 def test_other_bases(tmp_path, channels, prediction_type):
     pipe = SardInpaintPipeline.from_pretrained(write_tiny_base(tmp_path, channels, prediction_type))

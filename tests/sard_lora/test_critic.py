@@ -41,6 +41,14 @@ def test_grid_is_trailing_and_ends_at_the_clean_image():
     assert alpha_bar_prev.flatten().tolist() == pytest.approx([ALPHAS[874].item(), 1.0])
 
 
+@pytest.mark.parametrize("points", [1, 7, 61, 103, 1000])
+def test_grid_has_as_many_points_as_asked_for(points):
+    grid = timestep_grid(1000, points)
+    assert len(grid) == len(set(grid.tolist())) == points and grid[-1] >= 0
+    with pytest.raises(ValueError, match="critic_grid=1001: the base has 1000 timesteps only"):
+        timestep_grid(1000, 1001)
+
+
 @pytest.mark.parametrize("background", ["frozen", "renoised"])
 def test_real_and_fake_share_their_background_to_the_bit(background):
     m, z0, noise = spot(slice(2, 5), slice(2, 5)), torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8)

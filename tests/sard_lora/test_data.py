@@ -107,6 +107,13 @@ def test_a_category_is_found_by_name_in_the_folder_that_holds_it(mvtec: Path):
     assert open_category(mvtec, "steel plate").name == "steel plate"
 
 
+def test_the_name_of_a_category_leads_nowhere_else(mvtec: Path):
+    for name in (f"{mvtec.name}/", f"../{mvtec.name}", ".."):
+        for root in (mvtec, mvtec.parent):
+            with pytest.raises(ValueError, match="has to be the name of a folder"):
+                open_category(root, name)
+
+
 def test_what_stands_beside_the_layout_is_ignored(mvtec: Path):
     before = open_category(mvtec)
     Image.new("L", (4, 4)).save(mvtec / "licence.png")
@@ -199,6 +206,13 @@ def test_the_manifest_is_compared_with_the_files(mvtec: Path):
     assert len(whats) == 4
     (mvtec / "manifest.csv").write_text("file,part\n")
     with pytest.raises(ValueError, match=r"manifest.csv: needs the columns path and group"):
+        open_category(mvtec)
+
+
+@pytest.mark.parametrize("content", ["path,group\na.png,Müller\n".encode("cp1252"), b"path,group\n" + b"a" * 200_000])
+def test_a_manifest_that_cannot_be_read_is_named(mvtec: Path, content: bytes):
+    (mvtec / "manifest.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"manifest\.csv: cannot be read .*Save it as CSV in UTF-8"):
         open_category(mvtec)
 
 

@@ -130,6 +130,16 @@ def test_chips_stay_at_the_edge_and_bands_stay_across_the_image():
             assert across[:, 0].any() and across[:, -1].any() and not across.all()
 
 
+def test_what_is_continued_by_mirroring_has_no_gap_at_the_seam():
+    """Every pixel of it lies in the image that it is from, whose outermost ones are the last that are known."""
+    band = np.zeros((64, 64), bool)
+    band[20:30] = True
+    for seed in range(10):
+        placement = sample_mask(bank_of(band), np.ones((160, 160), bool), np.random.default_rng(seed))
+        columns = placement.source[1]
+        assert columns.min() >= 0 and columns.max() <= 63
+
+
 def test_what_spans_a_larger_image_is_enlarged_before_it_is_continued():
     """A stain from edge to edge of 64 pixels, on an image of 84: its ends must not be mirrored into it."""
     band = np.zeros((64, 64), bool)

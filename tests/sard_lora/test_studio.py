@@ -11,6 +11,7 @@ from sard_lora.images import DEFECT, FRINGE, DataError
 from sard_lora.labelled import LabelledSet
 from sard_lora.product import foreground
 from sard_lora.studio import Mask, Studio, StudioConfig, studio
+from sard_lora.studio_page import _Actions
 from sard_lora.synthesis import verify
 from sard_lora.synthesizer import Synthesizer, outlined
 
@@ -107,6 +108,16 @@ def test_random_mask_is_on_the_part_and_names_its_origin(workshop, tmp_path):
     workshop.adapters["adapter"].config.sampling.margins["hole"] = 3
     mask = workshop.random_mask("adapter", "hole", picture)
     assert not (mask.core & ~mask.pixels).any() and mask.core.sum() < mask.pixels.sum()
+
+
+def test_random_mask_is_that_of_its_defect_alone(workshop, picture):
+    """With another one chosen since it is a shape like any painted one: no origin, and no fringe of another defect."""
+    actions = _Actions(workshop)
+    workshop.adapters["adapter"].config.sampling.margins["hole"] = 3
+    drawn, canvas, _ = actions.draw("adapter", "hole", picture)
+    for defect, origin in (("hole", drawn[2].origin), ("scratch", "painted")):
+        results, *_ = actions.generate("adapter", defect, picture, canvas["mask"], drawn, 1, 3.0, 0, False)
+        assert results[0].record["defect"] == defect and results[0].record["mask_origin"] == origin
 
 
 def test_two_pictures_of_one_name_are_both_kept(workshop, mvtec, tmp_path):

@@ -77,6 +77,43 @@ def test_complete_set_needs_no_model_and_other_settings_are_refused(adapter, mvt
     (mvtec / "train/good/000.png").unlink()
     with pytest.raises(ValueError, match=r"made with another normals_sha256"):
         synthesize(settings(adapter, mvtec, tmp_path / "set"))
+    with pytest.raises(ValueError, match=r"seed=-1 has to be at least 0"):
+        settings(adapter, mvtec, tmp_path / "set", seed=-1)
+
+
+def test_a_set_is_not_continued_from_other_defect_pictures_or_at_other_settings_of_the_adapter(
+    adapter, mvtec, tmp_path
+):
+    def continued():
+        return synthesize(settings(adapter, mvtec, tmp_path / "set", strength=0.5, count=2))
+
+    continued()
+    path = mvtec / "test/hole/000.png"
+    before = path.read_bytes()
+    Image.open(path).point(lambda level: level // 2).save(path)
+    with pytest.raises(ValueError, match=r"made with another starts_sha256"):
+        continued()
+    path.write_bytes(before)
+    assert continued()["synthesized"] == 2
+    content = json.loads((adapter.folder / SETTINGS_FILE).read_text())
+    content["sampling"]["num_inference_steps"] += 1
+    (adapter.folder / SETTINGS_FILE).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"made with another sampling"):
+        continued()
+
+
+def test_the_way_out_of_an_error_is_open_as_long_as_no_image_was_made(adapter, mvtec, tiny_base, tmp_path):
+    content = json.loads((adapter.folder / SETTINGS_FILE).read_text())
+    content["base"]["id"] = str(tmp_path / "gone")
+    (adapter.folder / SETTINGS_FILE).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"is not here\. Give it with --base"):
+        synthesize(settings(adapter, mvtec, tmp_path / "set"))
+    with pytest.raises(ValueError, match=r"Lower --min_visibility"):
+        synthesize(settings(adapter, mvtec, tmp_path / "set", base=str(tiny_base), min_visibility=1e9, max_attempts=1))
+    report = synthesize(settings(adapter, mvtec, tmp_path / "set", base=str(tiny_base), seed=1, count=2))
+    assert report["settings"]["seed"] == 1
+    shutil.copytree(tiny_base, tmp_path / "elsewhere")
+    assert synthesize(settings(adapter, mvtec, tmp_path / "set", base=str(tmp_path / "elsewhere"), seed=1, count=3))
 
 
 def test_invisible_candidates_are_rejected_counted_and_given_up(adapter, mvtec, tmp_path):

@@ -12,7 +12,7 @@ from tiny_base import write_tiny_base
 
 from sard_lora.adapter import Adapter
 from sard_lora.cli import main
-from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, _choose_weights, adapt
+from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, _choose_weights, _unround, adapt
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.adapter_train_config import AdapterTrainConfig
 
@@ -107,6 +107,12 @@ def test_around_a_lora_weights_are_halved_only_where_training_is(tiny_base, tmp_
         assert _choose_weights(pipe, config, bf16)
         assert {part.dtype for part in pipe.vae.parameters()} == {dtype}
         assert {part.dtype for part in pipe.unet.parameters() if part.requires_grad} == {torch.float32}
+        _unround(pipe, str(tiny_base), None)
+        whole = StableDiffusionInpaintPipeline.from_pretrained(tiny_base, dtype=torch.float32)
+        pipe.unet.unload_lora()
+        for part in ("vae", "text_encoder", "unet"):
+            own = getattr(whole, part).state_dict()
+            assert all(torch.equal(own[name], weight) for name, weight in getattr(pipe, part).state_dict().items())
 
 
 def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):

@@ -213,6 +213,7 @@ def test_bad_settings_are_named(mvtec, tiny_base, tmp_path, changes, message):
 
 def test_existing_and_unwritable_outputs_are_refused_before_training(mvtec, tiny_base, tmp_path):
     (tmp_path / "there").mkdir()
+    (tmp_path / "there/notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"there: exists already.*--overwrite"):
         train_adapter(config(mvtec, tiny_base, tmp_path / "there"))
     (tmp_path / "file").write_text("no folder")
@@ -260,6 +261,13 @@ def test_resuming_with_other_settings_is_refused(mvtec, tiny_base, tmp_path, mon
         train_adapter(settings)
     with pytest.raises(ValueError, match=r"a\.training: was begun with another rank, seed"):
         train_adapter(replace(settings, resume=True, seed=5, rank=8))
+    defect = mvtec / "test/hole/000.png"
+    before = defect.read_bytes()
+    Image.open(defect).rotate(90).save(defect)
+    with pytest.raises(ValueError, match=r"a\.training: was begun with another data"):
+        train_adapter(replace(settings, resume=True))
+    defect.write_bytes(before)
+    settings.output.mkdir()  # an empty folder is nothing
     assert train_adapter(replace(settings, resume=True)).config.training["steps"] == 4
     with pytest.raises(ValueError, match=r"a: was trained with another steps\. Choose another --output"):
         train_adapter(replace(settings, resume=True, steps=5))

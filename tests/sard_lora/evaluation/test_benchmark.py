@@ -243,6 +243,17 @@ def test_shots_of_a_method_belong_to_its_cell(small):
     assert few["few"] and "few" not in usual
 
 
+def test_only_what_adapters_make_waits_for_an_adapted_base(small, monkeypatch):
+    monkeypatch.setattr(category_benchmark, "adapt", lambda config: pytest.fail("adapted for nothing"))
+    small.adapt_steps, small.seeds = 1, 1
+    benchmark(small)
+    small.methods = "sard,paste"
+    benches = [CategoryBenchmark(small, category) for category in find_categories(small.data)]
+    tasks = {task.name: task for task in module._tasks(small, benches)}
+    (adapter,) = (name for name in tasks if "adapter" in name)
+    assert tasks[adapter].after == ("plate, adapted base",)
+
+
 def test_an_adapted_base_belongs_to_its_steps(small, monkeypatch):
     monkeypatch.setattr(category_benchmark, "adapt", lambda config: config.output.mkdir(parents=True))
     (category,) = find_categories(small.data)

@@ -3,13 +3,19 @@
 import os
 import platform
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
 
 from sard_lora.data import few_shot_split, open_category
 from sard_lora.evaluation import cells
 from sard_lora.evaluation.cells import Cell, evenly
+from sard_lora.images import FRINGE
 from sard_lora.layouts import Sample
 from sard_lora.train import segmenter
 from sard_lora.train.segmenter import SegmenterConfig
@@ -63,3 +69,22 @@ def test_the_processor_is_named_where_the_system_tells(tmp_path, monkeypatch):
     assert cells.machine("cpu") == f"{os.cpu_count()} cores, Grinder 9000"
     told.unlink()
     assert cells.machine("cpu") == f"{os.cpu_count()} cores, {platform.machine()}"
+
+
+def test_a_fringe_is_no_defect_where_it_is_tested_either(mvtec, tmp_path, monkeypatch):
+    """As it is none in training."""
+    sample = open_category(mvtec).anomalies[0]
+    label = np.array(Image.open(sample.mask))
+    fringed = replace(sample, mask=tmp_path / "fringed_mask.png")
+    ring = ndimage.binary_dilation(label > 0, iterations=3) & (label == 0)
+    Image.fromarray(np.where(ring, np.uint8(FRINGE), label)).save(fringed.mask)
+    monkeypatch.setattr(cells, "predict", lambda segmenter, image: torch.from_numpy(np.where(label > 0, 9.0, -9.0)))
+    assert cells.score_segmenter(None, [fringed]) == cells.score_segmenter(None, [sample])
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_settings():
+    for name in ("gpu", "cuda:77"):
+        with pytest.raises(ValueError, match=rf"device='{name}' cannot be used here .*Give cpu, cuda or auto"):
+            SegmenterConfig(device=name)
+    with pytest.raises(ValueError, match="pretrained='nvidia/mit-b0': only the full SegFormer"):
+        SegmenterConfig(pretrained="nvidia/mit-b0")

@@ -51,6 +51,21 @@ def test_what_a_manifest_excludes_is_held_back_unless_it_is_there_twice(mvtec, s
         refuse_leaks(samples_with(normal="train/good/001.png"), category, split)
 
 
+def test_another_picture_of_a_held_back_ones_name_is_no_leak_where_the_set_carries_it(
+    mvtec, category, split, samples_with, tmp_path
+):
+    name = split.threshold[0].image.relative_to(mvtec).as_posix()
+    with pytest.raises(ValueError, match=rf"made from the held-back normal image {name}"):
+        refuse_leaks(samples_with(normal=name), category, split)
+    carried = tmp_path / "synthetic" / name
+    carried.parent.mkdir(parents=True)
+    Image.open(mvtec / name).transpose(Image.Transpose.ROTATE_180).save(carried)
+    refuse_leaks(samples_with(normal=name), category, split)
+    shutil.copy(mvtec / name, carried)
+    with pytest.raises(ValueError, match=rf"made from the held-back normal image {name}"):
+        refuse_leaks(samples_with(normal=name), category, split)
+
+
 def test_an_excluded_picture_of_a_held_back_part_is_held_back_though_it_is_there_twice(mvtec, category, split):
     tested = next(sample for sample in split.test if sample.defect == "hole")
     for name in ("test/hole/again.png", "train/good/twice.png"):

@@ -50,6 +50,27 @@ def test_every_method_gets_figures_overall_and_per_defect(config):
     assert report["config"]["steps"] == 2
 
 
+def test_pasted_are_as_many_as_the_set_has_whatever_else_is_compared(config):
+    config.methods = "real,paste"
+    assert evaluate(config)["methods"]["paste"]["train_images"] == 5
+    config.train, config.paste_count = None, 2
+    assert evaluate(config)["methods"]["paste"]["train_images"] == 4
+
+
+def test_good_parts_that_now_set_the_threshold_train_no_more(config, mvtec, trainings):
+    """The same images on another side: what was kept was trained on those that the threshold is set on now."""
+    config.methods = "real"
+    for shift in (0, 1):
+        names = [path.relative_to(mvtec).as_posix() for path in sorted(mvtec.glob("t*/*/*.png"))]
+        good = [name for name in names if name.startswith("train/")]
+        turned = dict(zip(good, good[shift:] + good[:shift], strict=True))
+        rows = [f"{name},{turned.get(name, name)}" for name in names]
+        (mvtec / "manifest.csv").write_text("\n".join(["path,group", *rows]))
+        evaluate(config)
+    first, second = (threshold for *_, threshold in trainings)
+    assert set(first) != set(second)
+
+
 def test_the_page_needs_nothing_but_itself(config):
     evaluate(config)
     page = (config.output / "index.html").read_text()

@@ -133,6 +133,14 @@ def test_token_is_never_printed_or_written(hub, anna, adapter, synthetic, tmp_pa
     assert not list(anna.home.glob("sard-lora-push-*")), "what was staged is gone"
 
 
+def test_a_repository_made_on_the_hubs_page_holds_no_earlier_push(hub, anna, adapter):
+    anna.run("push", adapter, "anna/nut", "--no-masks")
+    repository = hub.repository("model", "anna/nut")
+    repository.commit("by hand", {"README.md": repository.files()["README.md"]})
+    assert "left out again" not in anna.run("push", adapter, "anna/nut")
+    assert "masks/bent/000.png" in pushed(hub)
+
+
 def test_second_push_keeps_masks_withheld_and_the_licence(hub, anna, adapter):
     anna.run("push", adapter, "anna/nut", "--no-masks", "--license", "cc-by-4.0")
     assert "left out again" in anna.run("push", adapter, "anna/nut")
