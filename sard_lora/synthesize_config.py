@@ -54,8 +54,9 @@ class SynthesizeConfig:
     max_attempts: int = 6
     """Masks tried for one image before it is given up."""
     fills: bool = False
-    """Fill the masks with the product as it should be (the no-defect prompt), in place of a defect: to see whether a
-    segmenter can tell what was written from what was not, and to teach it that this is no defect."""
+    """Fill the masks with the product as it should be (the no-defect prompt, and where others start from a real defect
+    a piece of another good picture), in place of a defect: to see whether a segmenter can tell what was written from
+    what was not, and to teach it that this is no defect."""
     masks: str = "real"
     """Where masks come from: real (the few-shot ones, transformed), perlin, stroke or mixed."""
     mask_bank: Path | None = None
