@@ -72,6 +72,11 @@ class CategoryBenchmark:
         """Fingerprints of all that decides a segmenter, but for the tested sides, of all seeds."""
         return [fingerprint([*split.train, *split.normals, *split.threshold]) for split in self.splits]
 
+    @cached_property
+    def _thresholds_from(self) -> str:
+        """The fingerprint of the good parts that set thresholds: of all seeds, as `few_shot_split` has it."""
+        return fingerprint(self.splits[0].threshold)
+
     def outcome(self, seed: int, method: str, segmenter: str) -> Outcome:
         """Train and test a cell, as far as that was not done before."""
         cell = self._cell(seed, method, segmenter)
@@ -115,6 +120,7 @@ class CategoryBenchmark:
                 "start": start and asdict(start),
                 "base": bases.describe(self.config.base).revision,
                 "train": self._trained_on[seed],
+                "threshold": self._thresholds_from,
                 **{name: getattr(self.config, name) for name in ("adapt_steps", "count", "shots", "adapter_steps")},
                 **({"synthesis": max(revisions)} if revisions else {}),
                 **({"few": [fingerprint(samples) for samples in few]} if few else {}),

@@ -1,5 +1,8 @@
 """What evaluation and benchmark are both watched by."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from sard_lora.evaluation import cells
@@ -11,3 +14,17 @@ def trainings(monkeypatch) -> list[tuple]:
     train, seen = cells.train_segmenter, []
     monkeypatch.setattr(cells, "train_segmenter", lambda *arguments: seen.append(arguments) or train(*arguments))
     return seen
+
+
+@pytest.fixture
+def turn(mvtec: Path) -> Callable[[int], None]:
+    """Gives every good part of the training side the group of another one, some places on: others set thresholds."""
+
+    def write(places: int) -> None:
+        names = [path.relative_to(mvtec).as_posix() for path in sorted(mvtec.glob("t*/*/*.png"))]
+        good = [name for name in names if name.startswith("train/")]
+        groups = dict(zip(good, good[places:] + good[:places], strict=True))
+        rows = [f"{name},{groups.get(name, name)}" for name in names]
+        (mvtec / "manifest.csv").write_text("\n".join(["path,group", *rows]))
+
+    return write

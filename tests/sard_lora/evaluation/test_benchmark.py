@@ -243,6 +243,15 @@ def test_shots_of_a_method_belong_to_its_cell(small):
     assert few["few"] and "few" not in usual
 
 
+def test_good_parts_that_change_sides_make_another_cell(small, turn):
+    """The same images in all, of which others set the threshold."""
+    keys = []
+    for places in (0, 1):
+        turn(places)
+        keys.append(CategoryBenchmark(small, *find_categories(small.data))._cell(0, "real", "unet").key)
+    assert keys[0]["train"] == keys[1]["train"] and keys[0] != keys[1]
+
+
 def test_only_what_adapters_make_waits_for_an_adapted_base(small, monkeypatch):
     monkeypatch.setattr(category_benchmark, "adapt", lambda config: pytest.fail("adapted for nothing"))
     small.adapt_steps, small.seeds = 1, 1

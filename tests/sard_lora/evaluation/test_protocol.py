@@ -57,15 +57,11 @@ def test_pasted_are_as_many_as_the_set_has_whatever_else_is_compared(config):
     assert evaluate(config)["methods"]["paste"]["train_images"] == 4
 
 
-def test_good_parts_that_now_set_the_threshold_train_no_more(config, mvtec, trainings):
+def test_good_parts_that_now_set_the_threshold_train_no_more(config, turn, trainings):
     """The same images on another side: what was kept was trained on those that the threshold is set on now."""
     config.methods = "real"
-    for shift in (0, 1):
-        names = [path.relative_to(mvtec).as_posix() for path in sorted(mvtec.glob("t*/*/*.png"))]
-        good = [name for name in names if name.startswith("train/")]
-        turned = dict(zip(good, good[shift:] + good[:shift], strict=True))
-        rows = [f"{name},{turned.get(name, name)}" for name in names]
-        (mvtec / "manifest.csv").write_text("\n".join(["path,group", *rows]))
+    for places in (0, 1):
+        turn(places)
         evaluate(config)
     first, second = (threshold for *_, threshold in trainings)
     assert set(first) != set(second)
