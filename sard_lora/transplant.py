@@ -18,6 +18,8 @@ _FADE = 2.0
 """Pixels over which a change fades in from its outline."""
 _ONE_SIDED = 0.8
 """Share of a defect's pixels from which on it counts as dark (or bright) all over."""
+_SPLINE = 48
+"""Pixels over which what a pixel adds to a cubic spline has fallen below what float64 tells from nothing."""
 
 
 def borrowed(placement: Placement, image: Path) -> Placement:
@@ -36,20 +38,34 @@ def transplant(image: Image.Image, placement: Placement, contrast: float | None 
     """
     if placement.image is None:
         return image
-    pixels = np.array(image, np.float32)
+    pixels = np.array(image)
     box, inner = overlap(placement.corner, placement.source.shape[1:], pixels.shape[:2])
-    real = np.moveaxis(np.asarray(load_image(placement.image), np.float32), 2, 0)
-    where = placement.source[:, *inner]
-    moved = np.stack([ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in real], 2)
-    known = ((where >= 0) & (where <= np.array(real.shape[1:])[:, None, None] - 1)).all(0)
-    mask, core, patch = placement.mask[*box], placement.core[*box], pixels[*box]
+    real, where = np.asarray(load_image(placement.image)), placement.source[:, *inner]
+    moved = _interpolated(real, where)
+    known = ((where >= 0) & (where <= np.array(real.shape[:2])[:, None, None] - 1)).all(0)
+    mask, core, patch = placement.mask[*box], placement.core[*box], pixels[*box].astype(np.float32)
+    inside = mask & known
     ring, beyond = _around(mask, core, known)
     if contrast is None or ndimage.distance_transform_edt(core).max() > THIN:
         written = relit(moved, patch, ring, beyond)
     else:
-        written = changed(moved, patch, mask & known, core & known, beyond, contrast)
-    patch[mask & known] = written[mask & known]
-    return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
+        written = changed(moved, patch, inside, core & known, beyond, contrast)
+    levels = np.rint(written[inside].astype(np.float32).clip(0, 255))
+    pixels[*box][inside] = levels.astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _interpolated(image: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The pixels (h, w, 3) float of an image (H, W, 3) at positions (2, h, w), by cubic splines.
+
+    Only that part of it is read: a spline has forgotten what is `_SPLINE` pixels away.
+    """
+    low, high = where.min((1, 2)).astype(int) - _SPLINE, where.max((1, 2)).astype(int) + _SPLINE
+    low = low.clip(0, np.array(image.shape[:2]) - 1)
+    part = image[low[0] : max(high[0], 1), low[1] : max(high[1], 1)].astype(np.float32)
+    inside = where - low[:, None, None]
+    planes = [ndimage.map_coordinates(part[..., channel], inside, order=3, mode="nearest") for channel in range(3)]
+    return np.stack(planes, 2)
 
 
 def relit(pixels: np.ndarray, surroundings: np.ndarray, ring: np.ndarray, beyond: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from scipy import ndimage
 from sard_lora.mask_bank import BankMask
 from sard_lora.mask_geometry import overlap
 from sard_lora.masks import Placement, sample_mask
-from sard_lora.transplant import transplant
+from sard_lora.transplant import _interpolated, transplant
 
 
 @pytest.fixture
@@ -152,3 +152,12 @@ def test_a_change_fades_out_where_its_picture_ends(tmp_path):
         moved = 160 - np.asarray(transplant(flat, placement, 1.0), float)[..., 0][box]
         end = known[inner] & ~ndimage.binary_erosion(known[inner], border_value=1) & placement.mask[box]
         assert moved.max() > 60 and moved[end].max(initial=0) < 0.65 * moved.max()
+
+
+@pytest.mark.parametrize("corner", [(-3, 5), (180, 250), (388, 470)])
+def test_of_a_large_picture_a_part_is_read_as_if_it_were_the_whole(corner):
+    picture = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    where = np.mgrid[0:20, 0:30] * 0.9 + np.array(corner)[:, None, None] + 0.3
+    planes = np.moveaxis(np.float32(picture), 2, 0)
+    whole = [ndimage.map_coordinates(plane, where, order=3, mode="nearest") for plane in planes]
+    assert np.array_equal(_interpolated(picture, where), np.stack(whole, 2))
