@@ -36,7 +36,7 @@ def test_a_start_is_trained_once_and_training_goes_on_from_it(tmp_path, monkeypa
     monkeypatch.setattr(module, "REVISION", cells.REVISION + 1)  # but not by this code
     with pytest.raises(TypeError, match="NoneType"):
         common_start(tmp_path / "start", TINY)
-    drawn = open_category(*(tmp_path / "start").glob("drawn-*"))
+    drawn = open_category(min((tmp_path / "start").glob("drawn-*")))
     slow = SegmenterConfig(steps=1, batch_size=2, crop=32, learning_rate=1e-9)
     moved = train_segmenter(drawn.anomalies, drawn.train_normals, slow, start=folder)
     for name, value in load_segmenter(folder).named_parameters():
