@@ -140,12 +140,13 @@ def adapt(config: AdaptConfig) -> Path:
     loss = _loss(pipe, windows, config)
     train(work, pipe.unet, loss, config.steps, rate, bf16, config.checkpoint_every, warmup=min(50, config.steps))
     steps, minutes = load_average(work, pipe.unet)
+    if lora:
+        _unround(pipe, base.path, config.revision)
     decoder_steps = config.decoder_steps if config.decoder_steps is not None else 0 if lora else 200
     if decoder_steps:
         _, more = _train_decoder(pipe, windows, decoder_steps, bf16, work / "decoder", config)
         minutes += more
     if lora:
-        _unround(pipe, base.path, config.revision)
         pipe.unet.fuse_lora()
         pipe.unet.unload_lora()
     history = {
@@ -192,7 +193,9 @@ def _choose_weights(pipe: StableDiffusionInpaintPipeline, config: AdaptConfig, b
 
 
 def _unround(pipe: StableDiffusionInpaintPipeline, path: str, revision: str | None) -> None:
-    """Make all that was not trained again what it is in the base, to the bit, in fp32."""
+    """Make the frozen weights again what they are in the base, to the bit, in fp32, where they were rounded."""
+    if pipe.text_encoder.dtype == torch.float32:
+        return
     whole = StableDiffusionInpaintPipeline.from_pretrained(path, revision=revision, dtype=torch.float32)
     for part in ("vae", "text_encoder", "unet"):
         own = getattr(whole, part).state_dict()

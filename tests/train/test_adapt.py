@@ -12,6 +12,7 @@ from tiny_base import write_tiny_base
 
 from sard_lora.adapter import Adapter
 from sard_lora.cli import main
+from sard_lora.train import adapt as adapt_module
 from sard_lora.train.adapt import AdaptConfig, WindowsOfNormals, _choose_weights, _unround, adapt
 from sard_lora.train.adapter import train_adapter
 from sard_lora.train.adapter_train_config import AdapterTrainConfig
@@ -113,6 +114,29 @@ def test_around_a_lora_weights_are_halved_only_where_training_is(tiny_base, tmp_
         for part in ("vae", "text_encoder", "unet"):
             own = getattr(whole, part).state_dict()
             assert all(torch.equal(own[name], weight) for name, weight in getattr(pipe, part).state_dict().items())
+
+
+def test_what_was_rounded_around_a_lora_is_restored_and_what_was_trained_stays(mvtec, tiny_base, tmp_path, monkeypatch):
+    def rounded(pipe, config, bf16):
+        lora = _choose_weights(pipe, config, bf16)
+        trained = [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
+        pipe.to(dtype=torch.bfloat16)
+        for parameter in trained:
+            parameter.data = parameter.data.float()
+        return lora
+
+    monkeypatch.setattr(adapt_module, "_choose_weights", rounded)
+    half, vector = {"dtype": torch.float16}, torch.nn.utils.parameters_to_vector
+    own = settings(mvtec, tiny_base, tmp_path / "out", method="lora", mixed_precision="bf16", decoder_steps=2)
+    made, base = (StableDiffusionInpaintPipeline.from_pretrained(folder, **half) for folder in (adapt(own), tiny_base))
+    parts = {
+        "text encoder": (made.text_encoder, base.text_encoder),
+        "encoder": (made.vae.encoder, base.vae.encoder),
+        "decoder": (made.vae.decoder, base.vae.decoder),
+        "unet": (made.unet, base.unet),
+    }
+    same = {name: torch.equal(*(vector(part.parameters()) for part in both)) for name, both in parts.items()}
+    assert same == {"text encoder": True, "encoder": True, "decoder": False, "unet": False}
 
 
 def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):
