@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from manifest import manifest
 
 from sard_lora.evaluation import cells
 
@@ -21,10 +22,7 @@ def turn(mvtec: Path) -> Callable[[int], None]:
     """Gives every good part of the training side the group of another one, some places on: others set thresholds."""
 
     def write(places: int) -> None:
-        names = [path.relative_to(mvtec).as_posix() for path in sorted(mvtec.glob("t*/*/*.png"))]
-        good = [name for name in names if name.startswith("train/")]
-        groups = dict(zip(good, good[places:] + good[:places], strict=True))
-        rows = [f"{name},{groups.get(name, name)}" for name in names]
-        (mvtec / "manifest.csv").write_text("\n".join(["path,group", *rows]))
+        good = [path.relative_to(mvtec).as_posix() for path in sorted(mvtec.glob("train/good/*"))]
+        manifest(mvtec, dict(zip(good, good[places:] + good[:places], strict=True)))
 
     return write
