@@ -170,20 +170,20 @@ def feather(mask: torch.Tensor, width: int) -> torch.Tensor:
 
     The ramp adapts to the place: where the mask is thinner than `width`, as on a scratch, its own middle has weight 1.
     """
-    weights = torch.zeros(mask.shape)
-    rows, columns = torch.nonzero(mask[0] > 0.5).unbind(1)
-    if not len(rows):
+    weights = torch.zeros_like(mask, dtype=torch.float32)
+    if not (mask > 0.5).any():
         return weights
-    top, left = rows.min().sub(1).clamp(min=0), columns.min().sub(1).clamp(min=0)  # with a pixel outside, if there is
-    box = (..., slice(top, rows.max() + 2), slice(left, columns.max() + 2))
-    inside = (mask[box] > 0.5).float()
+    left, top, columns, rows = bounding_box(mask)
+    # with a pixel around it, as far as the image goes
+    around = (..., slice(max(top - 1, 0), top + rows + 1), slice(max(left - 1, 0), left + columns + 1))
+    inside = (mask[around] > 0.5).float()
     depth, eroded = inside.clone(), inside
     for _ in range(width - 1):
         eroded = -F.max_pool2d(-eroded[None], 3, stride=1, padding=1)[0]
         depth += eroded
     if width > 1:
         depth = depth / F.max_pool2d(depth[None], 2 * width - 1, stride=1, padding=width - 1)[0].clamp(min=1)
-    weights[box] = depth * inside
+    weights[around] = depth * inside
     return weights
 
 
@@ -219,8 +219,8 @@ def write_change(
     region = image[top:bottom, left:right]
     added = 127.5 * change.permute(1, 2, 0).numpy()
     if start is not None:
-        start = np.broadcast_to(np.asarray(start, dtype=np.float32), image.shape)
-        added = added + (start[top:bottom, left:right] - region)
+        start = np.broadcast_to(start, image.shape)[top:bottom, left:right]
+        added = added + (start.astype(np.float32) - region)
     if (region == region[..., :1]).all():
         added = added.mean(2, keepdims=True)
     weight = feather(mask.float().cpu(), width)[0, top:bottom, left:right, None].numpy()

@@ -91,10 +91,10 @@ def open_category(root: Path | str, category: str | None = None) -> Category:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Give the folder of a category, or of several.")
-    folder = category_folder(root, category)
-    layout = find_layout(folder)
     if category and not is_plain_name(category):
         raise ValueError(f"category={category!r} has to be the name of a folder in {root}, or of what it shows")
+    folder = category_folder(root, category)
+    layout = find_layout(folder)
     if layout is None:
         raise ValueError(_unknown_layout(root, category))
     groups, excluded, problems = _read_manifest(folder)

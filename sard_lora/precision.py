@@ -1,12 +1,17 @@
-"""Where to compute, and where bf16 is fast enough to be used."""
+"""What to compute on: the device, and bf16 where it is fast enough."""
 
 import torch
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; of "auto", a GPU where there is one. Raises ValueError for one that cannot be used."""
+def choose_device(name: str | None = "auto") -> torch.device:
+    """The device of that name; of "auto" or None, a GPU where there is one.
+
+    Raises ValueError for one that cannot be used.
+    """
+    if name in ("auto", None):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

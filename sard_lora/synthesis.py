@@ -166,8 +166,8 @@ def _plan(config: SynthesizeConfig, adapter: Adapter, drawn: float = 0.0) -> lis
 
 def _settings(config: SynthesizeConfig, adapter: Adapter, bank: MaskBank, normals: Sequence[Sample]) -> dict[str, Any]:
     """What decides the bytes of a sample; a set may be continued to a larger count, not with other settings."""
-    ignored = ("output", "count", "per_defect", "copy_normals", "device", "adapter", "data")
-    ignored += ("base",)  # another place of the same one, or it is refused
+    # `base` is a place: another base than the adapter's own is refused.
+    ignored = ("output", "count", "per_defect", "copy_normals", "device", "adapter", "data", "base")
     values = {key: value for key, value in asdict(config).items() if key not in ignored}
     strength = chosen_strength(config, bank)
     return values | {

@@ -101,7 +101,7 @@ class SynthesizeConfig:
     """Where to run; default: the GPU when there is one."""
 
     def __post_init__(self) -> None:
-        choose_device(self.device or "auto")
+        choose_device(self.device)
         for name, value, known in (
             ("background", self.background, (None, *BACKGROUNDS)),
             ("composite", self.composite, COMPOSITES),

@@ -92,7 +92,7 @@ class Synthesizer:
 
     def __init__(self, adapter: Adapter, config: SynthesizeConfig) -> None:
         self.adapter, self.config = adapter, config
-        self.device = choose_device(config.device or "auto")
+        self.device = choose_device(config.device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.pipe: SardInpaintPipeline = adapter.pipeline(config.base, self.device, dtype)
         self.pipe.fuse_lora(components=["unet"])  # one adapter, many images: its layers need not be added every time

@@ -67,8 +67,7 @@ def _train(config: AdapterTrainConfig, accelerator: Accelerator, work: Path) -> 
     """Train from the newest checkpoint in `work` on, and write the adapter."""
     trainer = AdapterTrainer(config, accelerator)
     if accelerator.is_main_process:
-        seen = fingerprint([*trainer.split.train, *trainer.split.normals])
-        settings = _settings(config) | {"data": seen, "base_revision": trainer.base.revision}
+        settings = _settings(config) | {"data": trainer.fingerprint, "base_revision": trainer.base.revision}
         begin(work, settings, LOG, config.resume, config.overwrite)
     accelerator.wait_for_everyone()
     start, seconds_before = _restore(trainer, work)

@@ -6,6 +6,7 @@ repeats an uninterrupted one.
 
 import math
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,11 @@ class AdapterTrainer:
                 self.ema.shadow_params[int(number)].copy_(value)
             self.ema.optimization_step = int(state["ema_steps"])
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of all images that are trained on, as they were when it was first asked for."""
+        return fingerprint([*self.split.train, *self.split.normals])
+
     def adapter_config(self, seconds: float) -> AdapterConfig:
         """`sard_config.json` of the finished adapter."""
         config = self.config
@@ -251,7 +257,7 @@ class AdapterTrainer:
             ),
             training=training | {"seconds": round(seconds, 1)},
             data={
-                "fingerprint": fingerprint([*samples, *self.split.normals]),
+                "fingerprint": self.fingerprint,
                 "shots": {d: sum(sample.defect == d for sample in samples) for d in self.defects},
                 "images": [sample.image.relative_to(self.category.root).as_posix() for sample in samples],
             },

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,6 +38,7 @@ def refuse_leaks(training: Sequence[Sample], category: Category, split: Split) -
     defects = {_mask_name(sample) for sample in category.samples if sample.mask}
     held_pixels, excluded_pixels = _by_pixels(held), _by_pixels(excluded)
 
+    @cache
     def shown_in(path: Path) -> Sample | None:
         """What is held back of the very pixels of an image."""
         digest = _pixel_digest(path)

@@ -1,4 +1,4 @@
-"""The studio without its page: candidates as synthesis makes them, kept in a set like any other, nothing lost."""
+"""The studio without a browser: candidates as synthesis makes them, kept in a set like any other, nothing lost."""
 
 import sys
 

@@ -5,7 +5,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from sard_lora.critic import CriticConfig, MaskGuidedCritic, grid_step, timestep_grid
-from sard_lora.pipelines.sard_inpaint import prediction_target
 from sard_lora.train.objectives import Game, NoisedBatch, bounded_weight
 
 ALPHAS = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod
@@ -33,18 +32,29 @@ def test_small_and_large_masks_count_the_same():
     assert batch("frozen").denoising_loss(wrong_outside, 0.1, None).item() == 0, "no noise there, nothing to predict"
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_min_snr_weighs_easy_timesteps_down(prediction_type):
     data = batch(prediction_type=prediction_type)
     zero = torch.zeros_like(data.z0)
     plain, weighted = data.denoising_loss(zero, 0.0, None), data.denoising_loss(zero, 0.0, 5.0)
-    if prediction_type != "sample":
-        assert weighted < plain
-    snr = ALPHAS[data.t] / (1 - ALPHAS[data.t])
-    weight = snr.clamp(max=5.0) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction_type]
-    target = prediction_target(data.z0, data.noise, data.alpha_bar, prediction_type)
+    assert weighted < plain
+    snr = (ALPHAS[data.t] / (1 - ALPHAS[data.t])).clamp(max=5.0)
+    divisor = ALPHAS[data.t] / (1 - ALPHAS[data.t]) + (prediction_type == "v_prediction")
+    target = (
+        data.noise
+        if prediction_type == "epsilon"
+        else (data.alpha_bar.sqrt() * data.noise - (1 - data.alpha_bar).sqrt() * data.z0)
+    )
     error = (target.square().mean(1, keepdim=True) * data.m).sum((1, 2, 3)) / data.m.sum((1, 2, 3))
-    assert weighted.item() == pytest.approx((error * weight).mean().item(), rel=1e-4)
+    assert weighted.item() == pytest.approx((error * snr / divisor).mean().item(), rel=1e-4)
+
+
+def test_min_snr_is_the_whole_weight_where_z0_itself_is_predicted():
+    data = batch(prediction_type="sample")
+    snr = (ALPHAS[data.t] / (1 - ALPHAS[data.t])).clamp(max=5.0)
+    error = (data.z0.square().mean(1, keepdim=True) * data.m).sum((1, 2, 3)) / data.m.sum((1, 2, 3))
+    weighted = data.denoising_loss(torch.zeros_like(data.z0), 0.0, 5.0)
+    assert weighted.item() == pytest.approx((error * snr).mean().item(), rel=1e-4)
 
 
 def test_perfect_generator_makes_fakes_equal_to_real():
