@@ -111,7 +111,7 @@ def push(config: PushConfig) -> CommitInfo:
 def pull(config: PullConfig) -> Path:
     """Write the adapter or data set of a repository to `config.output`, whole or not at all."""
     output = config.output
-    if output.exists() and not config.overwrite:
+    if is_occupied(output) and not config.overwrite:
         raise ValueError(f"{output}: exists already. Choose another folder, or pass --overwrite")
     if is_occupied(output) and _kind(output) is None:
         raise ValueError(f"{output}: is neither an adapter nor a data set, so it is not overwritten. Choose another")

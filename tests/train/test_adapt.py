@@ -159,6 +159,7 @@ def test_windows_are_cut_from_the_images_and_turned(mvtec, tiny_base, tmp_path):
 
 def test_the_command_is_two_words(mvtec, tiny_base, tmp_path, capsys):
     out = tmp_path / "adapted"
+    out.mkdir()  # empty: nothing could be lost
     flags = ["--base", str(tiny_base), "--data", str(mvtec), "--output", str(out), "--cpu", "true"]
     assert (
         main(["base", "adapt", *flags, "--steps", "1", "--batch_size", "1", "--pool", "1", "--decoder_steps", "1"]) == 0

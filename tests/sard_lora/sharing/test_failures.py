@@ -55,6 +55,10 @@ def test_pull_replaces_only_what_it_could_have_written(hub, anna, adapter, tmp_p
     assert files(photos) == {"cat.jpg": b"cat"}
     anna.run("pull", "anna/nut", adapter, "--overwrite")
     assert "optimizer.bin" not in files(adapter) and Adapter.load(adapter)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    anna.run("pull", "anna/nut", empty)  # without --overwrite: nothing could be lost
+    assert Adapter.load(empty)
 
 
 def test_cut_upload_leaves_folder_alone_and_next_push_completes(hub, anna, stranger, adapter, tmp_path):
