@@ -27,6 +27,12 @@ def is_occupied(path: Path) -> bool:
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
+def require_free(path: Path, overwrite: bool) -> None:
+    """Raise ValueError where something is at `path`, unless it may be overwritten."""
+    if is_occupied(path) and not overwrite:
+        raise ValueError(f"{path}: exists already. Choose another folder, or pass --overwrite")
+
+
 def require_replaceable(path: Path, marker: str, kind: str) -> None:
     """Raise ValueError unless nothing is at `path`, or a folder of this `kind`, which the file `marker` in it tells."""
     if is_occupied(path) and not (path / marker).is_file():

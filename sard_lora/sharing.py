@@ -26,7 +26,7 @@ from sard_lora.adapter_config import (
     SETTINGS_FILE,
     AdapterConfig,
 )
-from sard_lora.atomic import atomic_folder, is_occupied
+from sard_lora.atomic import atomic_folder, is_occupied, require_free
 from sard_lora.bases import BASES, hub_id
 from sard_lora.card import ADAPTER_FOLDER, card_of, data_set_card, is_generated, parse_card, read_card
 from sard_lora.hub import Contents, check_name, commit_folder, files_in, find, matching, published, snapshot
@@ -111,8 +111,7 @@ def push(config: PushConfig) -> CommitInfo:
 def pull(config: PullConfig) -> Path:
     """Write the adapter or data set of a repository to `config.output`, whole or not at all."""
     output = config.output
-    if is_occupied(output) and not config.overwrite:
-        raise ValueError(f"{output}: exists already. Choose another folder, or pass --overwrite")
+    require_free(output, config.overwrite)
     if is_occupied(output) and _kind(output) is None:
         raise ValueError(f"{output}: is neither an adapter nor a data set, so it is not overwritten. Choose another")
     kind, commit = find(config.repo, (ADAPTER, DATA_SET), config.revision)

@@ -19,7 +19,7 @@ from peft import LoraConfig
 
 from sard_lora import bases
 from sard_lora.adapter_config import product_name
-from sard_lora.atomic import atomic_folder, is_occupied, make_folder, require_replaceable
+from sard_lora.atomic import atomic_folder, make_folder, require_free, require_replaceable
 from sard_lora.caching import Kept
 from sard_lora.data import fingerprint, normal_images
 from sard_lora.images import load_image
@@ -119,8 +119,7 @@ def adapt(config: AdaptConfig) -> Path:
     Raises ValueError naming what is wrong with the data, the base or the settings before the first step, and
     FloatingPointError with the last checkpoint when the loss is no longer finite.
     """
-    if is_occupied(config.output) and not config.overwrite:
-        raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite true")
+    require_free(config.output, config.overwrite)
     require_replaceable(config.output, bases.HISTORY, "a base that `sard-lora base adapt` wrote")
     normals = normal_images(config.data, config.category)
     base = bases.describe(config.base, config.revision)

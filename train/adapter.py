@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sard_lora.adapter import Adapter, save_adapter
 from sard_lora.adapter_config import SETTINGS_FILE
-from sard_lora.atomic import is_occupied, make_folder, require_replaceable
+from sard_lora.atomic import is_occupied, make_folder, require_free, require_replaceable
 from sard_lora.config import parse
 from sard_lora.data import few_shot_split, fingerprint, open_category
 from sard_lora.precision import bf16_is_fast
@@ -36,12 +36,11 @@ def train_adapter(config: AdapterTrainConfig) -> Adapter:
     Raises ValueError naming what is wrong with the data, the base or the settings before the first step, and
     FloatingPointError with the last good checkpoint when a loss is no longer finite.
     """
-    if is_occupied(config.output) and not config.overwrite:
-        if not config.resume:
-            raise ValueError(f"{config.output}: exists already. Choose another --output, or pass --overwrite")
+    if is_occupied(config.output) and config.resume and not config.overwrite:
         adapter = _finished(config)
         print(f"adapter: {config.output}, trained before")
         return adapter
+    require_free(config.output, config.overwrite)
     require_replaceable(config.output, SETTINGS_FILE, "an adapter")
     if config.tensorboard and not is_tensorboard_available():
         raise ValueError("tensorboard=True: the package is missing. Install it: pip install 'sard-lora[tracking]'")
